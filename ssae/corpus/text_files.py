@@ -1,0 +1,186 @@
+"""Read documents from files, one at a time, and say exactly where one is wrong.
+
+    .jsonl, .jsonl.gz   a document a line, in the field `text_field`; blank lines are skipped
+    .txt                a document a paragraph: blank lines separate documents
+    .parquet            a document a row, in the column `text_field`
+
+Text is kept as it is: no Unicode normalisation, no stripping.
+"""
+
+import codecs
+import difflib
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".parquet")
+
+
+def find_files(paths: str | list[str], option: str) -> list[Path]:
+    """Return the files of one path or several; a directory stands for all it holds, sorted.
+
+    Raises:
+        ValueError: a path does not exist, or is not of a kind in SUFFIXES.
+    """
+    files: list[Path] = []
+    for path in [Path(p).expanduser() for p in ([paths] if isinstance(paths, str) else paths)]:
+        if path.is_dir():
+            inside = sorted(f for f in path.rglob("*") if f.is_file() and _suffix(f) is not None)
+            if not inside:
+                raise ValueError(f"{option}: {path} holds no file of {', '.join(SUFFIXES)}")
+            files += inside
+        elif not path.exists():
+            raise ValueError(f"{option}: there is no {path}; {_nearby(path)}")
+        elif _suffix(path) is None:
+            raise ValueError(
+                f"{option}: cannot read {path}; its name must end in one of {', '.join(SUFFIXES)}"
+            )
+        else:
+            files.append(path)
+    if not files:
+        raise ValueError(f"{option} names no file; set {option}=FILE or {option}=[FILE,FILE]")
+    return files
+
+
+def read_file(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
+    """Yield {"text", "source"} of each document; a document without a source has the file's name.
+
+    Raises:
+        ValueError: names the file and the line (or row) that cannot be read.
+    """
+    empty = True
+    for document in _READERS[_suffix(path) or ""](path, text_field, source_field):
+        empty = False
+        yield document
+    if empty:
+        raise ValueError(f"{path} is empty: it holds no document")
+
+
+def _read_jsonl(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{where}: not JSON ({error}): {_excerpt(line)}; every line of a .jsonl file is "
+                'one object like {"text": "..."}'
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{where}: a line must be an object like {{{text_field!r}: ...}}, got a "
+                f"{type(row).__name__}: {_excerpt(line)}"
+            )
+        yield _document(row, where, path, text_field, source_field)
+
+
+def _read_txt(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
+    paragraph: list[str] = []
+    for _, line in _lines(path):
+        if line.strip():
+            paragraph.append(line.rstrip("\r\n"))
+        elif paragraph:
+            yield {"text": "\n".join(paragraph), "source": path.name}
+            paragraph = []
+    if paragraph:
+        yield {"text": "\n".join(paragraph), "source": path.name}
+
+
+def _read_parquet(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if text_field not in names:
+                raise _no_field(str(path), text_field, names)
+            number = 0
+            columns = [name for name in (text_field, source_field) if name in names]
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _document(row, f"{path}, row {number}", path, text_field, source_field)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+
+
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".txt": _read_txt,
+    ".parquet": _read_parquet,
+}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line). Lines end at a newline only, not at what else Unicode calls one."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                yield number, line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}, line {number}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
+            f"{error.start + 1}); convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+        ) from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: cannot be read beyond line {number}: {error}; copy or download it again"
+        ) from error
+
+
+def _document(
+    row: dict[str, Any], where: str, path: Path, text_field: str, source_field: str
+) -> dict[str, str]:
+    if text_field not in row:
+        raise _no_field(where, text_field, list(row))
+    text = row[text_field]
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where}: {text_field!r} must be a string, got a {type(text).__name__}: "
+            f"{_excerpt(repr(text))}; set corpus.text_field=<the field with the text>"
+        )
+    source = row.get(source_field)
+    source = path.name if source is None else str(source)
+    try:
+        (text + source).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: half of a surrogate pair (\\u{ord(error.object[error.start]):x}), which no "
+            "UTF-8 file can hold; repair or remove the line"
+        ) from error
+    return {"text": text, "source": source}
+
+
+def _no_field(where: str, text_field: str, names: list[str]) -> ValueError:
+    likely = difflib.get_close_matches(text_field, names, n=1) or names[:1] or ["NAME"]
+    return ValueError(
+        f"{where}: no field {text_field!r}; it has {', '.join(map(repr, names)) or 'none'}: "
+        f"set corpus.text_field={likely[0]}"
+    )
+
+
+def _suffix(path: Path) -> str | None:
+    return next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder} either (relative paths start at {Path.cwd()})"
+    names = sorted(entry.name for entry in folder.iterdir())
+    near = difflib.get_close_matches(path.name, names, n=5, cutoff=0.4) or names[:5]
+    return f"{folder.absolute()} holds {', '.join(near) or 'nothing'}"
+
+
+def _excerpt(text: str) -> str:
+    return repr(text.strip()[:60])

@@ -1,0 +1,160 @@
+"""ssae evaluate: every arm on both test splits.
+
+metrics.json   flat list of {name, value, low, high, sae, split, band, num_tokens, formula}
+tables.json    what is drawn: error_by_rank, firing_rates, differing_latents
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from rich.progress import track
+from safetensors.torch import load_file
+
+from ssae.activation.packing import pack
+from ssae.activation.shards import Activations
+from ssae.artifact import Artifact, build
+from ssae.corpus.base import load_splits
+from ssae.harvest import harvest
+from ssae.metric.frequency import Frequency, frequency_of, rank_bins
+from ssae.metric.latents import (
+    firing_rate_histogram,
+    most_different,
+    silence_counts,
+    top_contexts,
+)
+from ssae.metric.rows import count_rows, ratio_rows
+from ssae.metric.splice import SplitSums, measure_split
+from ssae.retrieve import retrieve
+from ssae.sae.base import SparseAutoencoder
+from ssae.sae.files import load
+from ssae.study import Study
+from ssae.train import train
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("subdomain_test", "general_test")
+NUM_DIFFERING = 10
+
+
+def evaluate(study: Study) -> Artifact:
+    """Return metrics and tables for every arm of the study, training what is not trained yet."""
+    trained = {name: train(study, name) for name in study.arms}
+    corpus = study.corpus.build(study.artifacts)
+    harvested = {split: harvest(study, corpus, split, study.evaluation_tokens) for split in SPLITS}
+    pool_sample = retrieve(study, study.frequency_retriever, study.frequency_tokens)
+    inputs = {
+        "arms": trained,
+        "splits": harvested,
+        "pool_sample": pool_sample,
+        "dead_after_tokens": study.training.dead_after_tokens,
+        "num_bootstraps": study.num_bootstraps,
+        "seed": study.seed,
+        "format": 1,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        lm = study.language_model
+        saes = {name: load(artifact.path).to(lm.device_used) for name, artifact in trained.items()}
+        frequency = frequency_of(_token_counts(study, pool_sample))
+        splits = load_splits(corpus)._asdict()
+        metrics: list[dict[str, Any]] = []
+        tables: dict[str, list[dict[str, Any]]] = {"error_by_rank": [], "firing_rates": []}
+        fires = {}
+        for split in SPLITS:
+            activations = Activations(harvested[split])
+            sums = measure_split(
+                study, saes, splits[split]["text"], activations.mean, frequency, name=split
+            )
+            metrics += ratio_rows(sums, split, study.num_bootstraps, study.seed)
+            for name, measured in sums.items():
+                silence = _silence(study, trained[name], measured)
+                metrics += count_rows(silence, silence_counts, measured.num_tokens, name, split)
+                where = {"sae": name, "split": split}
+                tables["error_by_rank"] += [where | row for row in _error_rows(measured, frequency)]
+                histogram = firing_rate_histogram(measured.fires, measured.num_tokens)
+                num = {"num_latents": len(measured.fires), "num_tokens": measured.num_tokens}
+                tables["firing_rates"].append({**where, **num, **silence, **histogram})
+            fires[split] = {name: measured.fires for name, measured in sums.items()}
+        activations = Activations(harvested["subdomain_test"])
+        tables["differing_latents"] = differing_latents(
+            study, saes, fires["subdomain_test"], activations, splits["subdomain_test"]
+        )
+        for name, content in (("metrics", metrics), ("tables", tables)):
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        return {"num_metrics": len(metrics)}
+
+    return build(study.artifacts, "evaluate", inputs, make)
+
+
+def differing_latents(
+    study: Study,
+    saes: dict[str, SparseAutoencoder],
+    fires: dict[str, torch.Tensor],
+    activations: Activations,
+    documents: datasets.Dataset,
+) -> list[dict[str, Any]]:
+    """Return the latents in which the studied arm and the arm it started from differ most.
+
+    Empty when the arm did not start from an arm: then latent j of one is not latent j of the other.
+    """
+    after = study.arm
+    before = study.arms[after].init_from
+    if before is None or before not in saes:
+        return []
+    chosen = most_different(fires[before], fires[after], NUM_DIFFERING)
+    tokenizer, sources = study.language_model.tokenizer, list(documents["source"])
+    contexts = {
+        name: top_contexts(saes[name].cpu(), activations, chosen, tokenizer, sources)
+        for name in (before, after)
+    }
+    rows = []
+    for index, latent in enumerate(chosen.tolist()):
+        counts = {name: int(fires[name][latent]) for name in (before, after)}
+        ratio = torch.tensor((counts[after] + 0.5) / (counts[before] + 0.5)).log()
+        cosine = torch.cosine_similarity(
+            saes[before].W_dec[latent].detach(), saes[after].W_dec[latent].detach(), dim=0
+        )
+        rows.append(
+            {
+                "latent": latent,
+                "log_ratio": float(ratio),
+                "decoder_cosine": float(cosine),
+                "firing_rates": {name: n / len(activations) for name, n in counts.items()},
+                "contexts": {name: contexts[name][index] for name in (before, after)},
+            }
+        )
+    return rows
+
+
+def _token_counts(study: Study, documents: Artifact) -> torch.Tensor:
+    lm = study.language_model
+    texts = list(datasets.Dataset.load_from_disk(documents.path / "documents")["text"])
+    counts = torch.zeros(lm.vocab_size, dtype=torch.int64)
+    batches = pack(lm.tokenizer, texts, study.context_length, "none", rows_per_batch=256)
+    for rows in track(list(batches), "counting token types", transient=True):
+        counts += torch.bincount(torch.from_numpy(rows.input_ids).ravel(), minlength=len(counts))
+    return counts
+
+
+def _silence(study: Study, artifact: Artifact, measured: SplitSums) -> dict[str, int]:
+    path = artifact.path / "latents.safetensors"
+    since = load_file(path)["tokens_since_fired"] if path.exists() else torch.zeros(1)
+    return silence_counts(measured.fires, since, study.training.dead_after_tokens)
+
+
+def _error_rows(measured: SplitSums, frequency: Frequency) -> list[dict[str, Any]]:
+    edges = rank_bins(len(frequency.ranks)).tolist()
+    rows = []
+    for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        count = int(measured.rank_counts[index])
+        if count:
+            row: dict[str, Any] = {"rank_low": low + 1, "rank_high": high, "num_tokens": count}
+            row["mean"] = float(measured.rank_sums[index] / count)
+            row["max"] = float(measured.rank_maxima[index])
+            rows.append(row)
+    return rows

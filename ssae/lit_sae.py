@@ -1,0 +1,155 @@
+"""LitSAE: an SAE, its objective, its optimiser and what is logged, as one LightningModule."""
+
+import functools
+import time
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ssae.activation.shards import Tokens
+from ssae.dead_latents import DeadLatents
+from ssae.objective.base import Objective
+from ssae.sae.base import SAEOutput, SparseAutoencoder
+
+
+class LitSAE(L.LightningModule):
+    """One training step: forward, objective, log.
+
+        x      = input_scale * activations           mean norm sqrt(d_in)
+        loss_i = (||x_i - recon_i||^2 + penalty_i) / variance
+        loss   = objective(loss) + auxk_coefficient * auxk
+
+    The SAE learns on scaled activations so that one learning rate serves every model;
+    `finished_sae` folds the scale back into its biases.
+
+    Args:
+        sae: an SAE of unscaled activations.
+        objective: reduces per-token losses.
+        optimizer: partial that takes parameters and lr.
+        lr: peak learning rate.
+        warmup_steps: linear rise.
+        decay_share: linear fall to 0 over this share of `num_steps`, at the end.
+        num_steps: length of the run.
+        mean_norm: E||activation||.
+        variance: E||activation - mean||^2.
+        dead_after_tokens: silence that counts as death.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        objective: Objective,
+        *,
+        optimizer: functools.partial[Any],
+        lr: float,
+        warmup_steps: int,
+        decay_share: float,
+        num_steps: int,
+        mean_norm: float,
+        variance: float,
+        dead_after_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.sae, self.objective, self.optimizer, self.lr = sae, objective, optimizer, lr
+        self.warmup_steps, self.num_steps = warmup_steps, num_steps
+        self.decay_steps = max(1, round(decay_share * num_steps))
+        self.input_scale = sae.d_in**0.5 / mean_norm
+        self.variance = variance * self.input_scale**2
+        self.dead_latents = DeadLatents(sae.d_sae, dead_after_tokens)
+        sae.rescale_input(self.input_scale)
+        self._last_step_time = time.perf_counter()
+
+    def training_step(self, batch: Tokens, step: int) -> Tensor:
+        """Return the loss of one batch.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        x = self.input_scale * batch.activations.to(self.sae.W_dec.dtype)
+        out = self.sae(x)
+        residual = x - out.recon
+        errors = residual.square().sum(1)
+        penalty = self.sae.penalty(out.latents)
+        losses = errors if penalty is None else errors + penalty
+        loss, logged = self.objective(losses / self.variance)
+        # The one host-device sync of a step; without it every latent would pay for the dead ones.
+        dead = self.dead_latents.dead.nonzero()[:, 0]
+        if self.sae.auxk_coefficient > 0 and len(dead):
+            auxk = self._auxk(residual.detach(), out, dead)
+            loss = loss + self.sae.auxk_coefficient * auxk
+            logged["auxk"] = auxk.detach()
+        self.dead_latents.update(out.latents.detach())
+        self._log(loss.detach(), errors.detach(), out, dead, logged)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser with linear warm-up and decay."""
+        optimizer = self.optimizer(self.sae.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the update of W_dec on the unit spheres."""
+        self.sae.remove_parallel_gradient()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Return the decoder directions to norm 1."""
+        self.sae.normalise_decoder()
+
+    def finished_sae(self) -> SparseAutoencoder:
+        """Return the SAE for unscaled activations; training must not go on afterwards."""
+        self.sae.rescale_input(1 / self.input_scale)
+        return self.sae.cpu().eval()
+
+    def _auxk(self, residual: Tensor, out: SAEOutput, dead: Tensor) -> Tensor:
+        """Return auxk = sum ||r - z_aux W_dec||^2 / sum ||r||^2, both over the global batch."""
+        errors = self.sae.auxk_errors(residual, out.pre_acts, dead)
+        scale = residual.square().sum() / len(residual)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(scale)
+            scale = scale / dist.get_world_size()
+        return errors.mean() / scale.clamp_min(1e-12)
+
+    def _lr_factor(self, step: int) -> float:
+        rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        fall = (self.num_steps - step) / self.decay_steps
+        return max(0.0, min(1.0, rise, fall))
+
+    def _log(
+        self,
+        loss: Tensor,
+        errors: Tensor,
+        out: SAEOutput,
+        dead: Tensor,
+        logged: dict[str, Tensor],
+    ) -> None:
+        # Reading values back costs a device sync: only do it where the logger will look.
+        if self.global_step % self.trainer.log_every_n_steps:
+            return
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.global_step}; the last checkpoint is "
+                f"kept. Try a smaller lr (now {self.lr}; generalist.lr, specialist.lr) or "
+                "objective.tilt"
+            )
+        now = time.perf_counter()
+        steps = self.trainer.log_every_n_steps if self.global_step else 1
+        rate = steps * len(errors) * self.trainer.world_size / (now - self._last_step_time)
+        self._last_step_time = now
+        values = {
+            "loss": loss,
+            "fvu": errors.mean() / self.variance,
+            "l0": (out.latents > 0).sum(1).float().mean(),
+            "dead": dead.new_tensor(len(dead)),
+            **logged,
+        }
+        in_bar = {"fvu", "l0", "dead"}
+        for name, value in values.items():
+            self.log(f"train/{name}", value.float(), prog_bar=name in in_bar, sync_dist=True)
+        self.log("train/tokens_per_second", rate, prog_bar=True, rank_zero_only=True)

@@ -1,0 +1,78 @@
+"""Every number that is a ratio of sums over tokens, each formula once.
+
+A formula maps sums over tokens, {quantity: array (...)}, to a value of the same shape. Sums are
+taken over the whole set in float64 and divided once: a mean of per-batch ratios is another number.
+Quantities per token, banded by the token itself:
+
+    residual_sq   ||x - recon||^2          deviation_sq   ||x - mu||^2, mu the mean of the set
+    active        number of latents > 0    tokens         1
+
+and per prediction, banded by the predicted token:
+
+    ce_clean, ce_spliced, ce_zero   cross-entropy in nats of the untouched model, with x replaced by
+                                    recon, and with x replaced by zeros
+    predictions                     1
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+Sums = Mapping[str, np.ndarray]
+
+
+def fvu(sums: Sums) -> np.ndarray:
+    """Fraction of variance unexplained: residual_sq / deviation_sq."""
+    return sums["residual_sq"] / sums["deviation_sq"]
+
+
+def l0(sums: Sums) -> np.ndarray:
+    """Mean number of active latents per token: active / tokens."""
+    return sums["active"] / sums["tokens"]
+
+
+def ce_clean(sums: Sums) -> np.ndarray:
+    """Cross-entropy of the untouched model: ce_clean / predictions."""
+    return sums["ce_clean"] / sums["predictions"]
+
+
+def ce_spliced(sums: Sums) -> np.ndarray:
+    """Cross-entropy with x replaced by recon: ce_spliced / predictions."""
+    return sums["ce_spliced"] / sums["predictions"]
+
+
+def ce_zero(sums: Sums) -> np.ndarray:
+    """Cross-entropy with x replaced by zeros: ce_zero / predictions."""
+    return sums["ce_zero"] / sums["predictions"]
+
+
+def delta_ce(sums: Sums) -> np.ndarray:
+    """What splicing costs: (ce_spliced - ce_clean) / predictions."""
+    return (sums["ce_spliced"] - sums["ce_clean"]) / sums["predictions"]
+
+
+def ce_recovered(sums: Sums) -> np.ndarray:
+    """Share of the cost of zero-ablation avoided: (zero - spliced) / (zero - clean)."""
+    return (sums["ce_zero"] - sums["ce_spliced"]) / (sums["ce_zero"] - sums["ce_clean"])
+
+
+def perplexity_clean(sums: Sums) -> np.ndarray:
+    """exp(ce_clean)."""
+    return np.exp(ce_clean(sums))
+
+
+def perplexity_spliced(sums: Sums) -> np.ndarray:
+    """exp(ce_spliced)."""
+    return np.exp(ce_spliced(sums))
+
+
+def perplexity_zero(sums: Sums) -> np.ndarray:
+    """exp(ce_zero)."""
+    return np.exp(ce_zero(sums))
+
+
+FORMULAS = (
+    fvu, l0, ce_clean, ce_spliced, ce_zero, delta_ce, ce_recovered,
+    perplexity_clean, perplexity_spliced, perplexity_zero,
+)  # fmt: skip
+"""All of them, in the order of metrics.json."""

@@ -1,0 +1,28 @@
+"""The ranks of a distributed run; everything here is the identity when there is only one."""
+
+import torch.distributed as dist
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+
+def rank() -> int:
+    """Return this process's rank: known from the launcher's environment before torch starts."""
+    return getattr(rank_zero_only, "rank", 0)
+
+
+def world_size() -> int:
+    """Return the number of ranks that take part in collectives."""
+    return dist.get_world_size() if _initialised() else 1
+
+
+def all_reduce(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Return `value` (without gradient) reduced over all ranks; the argument is left alone."""
+    if not _initialised():
+        return value
+    value = value.clone()
+    dist.all_reduce(value, operation)
+    return value
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()

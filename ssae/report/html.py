@@ -1,0 +1,228 @@
+"""`report.html`: one file, no script, no request; every number in it comes from the arguments."""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ssae.report import definitions, figures
+from ssae.report.contexts import latent_card, visible
+from ssae.report.table import (
+    BANDS,
+    HEADLINE,
+    RETRIEVAL,
+    RETRIEVERS,
+    SAES,
+    SPLITS,
+    Metric,
+    best,
+    find,
+    finite,
+    number,
+    ordered,
+    spell,
+    spell_change,
+)
+from ssae.report.verdict import compare, describe_bands, verdict
+
+TEXT_LIMIT = (
+    1500  # characters of a retrieved document: enough to judge it, and the page stays small
+)
+NUM_LATENTS = 10
+BAND_FIGURES = (
+    ("perplexity_spliced", "Perplexity", "perplexity with the SAE / without", "perplexity_clean"),
+    ("fvu", "Reconstruction error", "fvu", None),
+)
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    summary: Mapping[str, str],
+    metrics: Sequence[Metric],
+    tables: Mapping[str, Any],
+    config: str,
+) -> None:
+    """Write the report atomically: the file is the old one or the whole new one.
+
+    Args:
+        path: the file; its folder exists.
+        title: of the study.
+        summary: what was studied (model, corpus, hookpoint, ...), name to text.
+        metrics: the rows of metrics.json.
+        tables: error_by_rank, firing_rates, differing_latents, retrieved; what is absent or empty
+            is reported as not measured.
+        config: the composed config as text.
+    """
+    page = render(title=title, summary=summary, metrics=metrics, tables=tables, config=config)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a report is for everyone whom the umask lets read.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def render(
+    *,
+    title: str,
+    summary: Mapping[str, str],
+    metrics: Sequence[Metric],
+    tables: Mapping[str, Any],
+    config: str,
+) -> str:
+    """Return the page of `write_report`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_printable,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"spell": spell, "change": spell_change, "visible": visible}
+    environment.globals |= {"find": find, "number": number, "metrics": metrics}
+    firing = tables.get("firing_rates") or []
+    ranks = tables.get("error_by_rank") or []
+    names = ordered([r.get("sae") for r in [*metrics, *firing, *ranks]], SAES)
+    styles = figures.styles(names)
+    latents = tables.get("differing_latents") or []
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        summary=summary,
+        config=config,
+        styles=styles,
+        definitions=definitions,
+        formulas=_formulas(metrics),
+        verdict=verdict(metrics),
+        columns=HEADLINE,
+        headline=_headline(metrics, names),
+        floors=_floors(metrics),
+        bands=[_band_figures(metrics, styles, *figure) for figure in BAND_FIGURES],
+        band_order=ordered((r["band"] for r in metrics if r["band"] != "all"), BANDS),
+        ranks=_per_split(figures.error_by_rank, ranks, styles, "Error against token rank"),
+        firing=_per_split(figures.firing_rates, firing, styles, "How often latents fire"),
+        dead=_dead(metrics, firing, names),
+        retrieval=Markup(figures.retrieval(metrics, title="Retrieval from the pool")),
+        retrievers=_retrievers(metrics),
+        retrieved=(tables.get("retrieved") or [])[:10],
+        text_limit=TEXT_LIMIT,
+        latents=[latent_card(latent, styles) for latent in latents[:NUM_LATENTS]],
+    )
+
+
+def _printable(value: Any) -> Any:
+    """Replace what HTML or UTF-8 cannot carry, wherever a text enters the page.
+
+    Control characters become their visible pictures, half surrogate pairs and non-characters the
+    replacement character; characters that reverse the reading direction are shown by their number.
+    """
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return "" if value is None else value
+    value = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), value)
+    value = re.sub(r"[\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", value)
+    return re.sub(r"[\u202a-\u202e\u2066-\u2069]", lambda match: f"<U+{ord(match[0]):X}>", value)
+
+
+def _headline(metrics: Sequence[Metric], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for column in HEADLINE:
+        found = {sae: find(metrics, column.name, sae=sae, split=column.split) for sae in names}
+        winners = best({sae: number(row) for sae, row in found.items()}, column.better)
+        for sae, row in found.items():
+            change = compare(metrics, column.name, column.split, "generalist", sae=sae)
+            shown = change is not None and column.better < 0 and sae != "generalist"
+            rows[sae].append(
+                {
+                    "value": number(row),
+                    "low": finite(row, "low"),
+                    "high": finite(row, "high"),
+                    "best": sae in winners,
+                    "change": change.relative if change is not None and shown else None,
+                }
+            )
+    return rows
+
+
+def _floors(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    keys = {"clean": "perplexity_clean", "zero": "perplexity_zero"}
+    rows = []
+    for split in SPLITS:
+        found = {key: find(metrics, name, split=split) for key, name in keys.items()}
+        tokens = next((row.get("num_tokens") for row in found.values() if row), None)
+        rows.append(
+            {"split": split, "num_tokens": tokens} | {k: number(r) for k, r in found.items()}
+        )
+    return rows
+
+
+def _band_figures(
+    metrics: Sequence[Metric],
+    styles: Mapping[str, figures.Style],
+    name: str,
+    title: str,
+    label: str,
+    relative_to: str | None,
+) -> dict[str, Any]:
+    drawings = []
+    for split in SPLITS:
+        heading = f"{title} by token frequency: {split}"
+        common: dict[str, Any] = {"name": name, "split": split, "styles": styles, "title": heading}
+        svg = figures.by_band(metrics, label=label, relative_to=relative_to, **common)
+        if not svg and relative_to:
+            svg = figures.by_band(metrics, label=name, **common)
+        drawings.append((split, Markup(svg), describe_bands(metrics, name, split)))
+    return {"name": name, "title": title, "drawings": drawings}
+
+
+def _per_split(draw: Any, rows: Sequence[Any], styles: Any, title: str) -> list[Markup]:
+    drawn = [draw(rows, split=s, styles=styles, title=f"{title}: {s}") for s in SPLITS]
+    return [Markup(svg) for svg in drawn if svg]
+
+
+def _dead(
+    metrics: Sequence[Metric], firing: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    rows = []
+    for sae in names:
+        for split in SPLITS:
+            own = next((r for r in firing if (r["sae"], r["split"]) == (sae, split)), {})
+            row: dict[str, Any] = {"sae": sae, "split": split}
+            for key in ("num_silent", "num_rare"):
+                row[key] = own.get(key, number(find(metrics, key, sae=sae, split=split)))
+            row |= {key: own.get(key) for key in ("num_latents", "num_tokens")}
+            if row["num_silent"] is not None:
+                rows.append(row)
+    return rows
+
+
+def _retrievers(metrics: Sequence[Metric]) -> dict[str, dict[str, float | None]]:
+    columns = (*RETRIEVAL, "num_documents", "num_tokens")
+    names = ordered((row.get("retriever") for row in metrics), RETRIEVERS)
+    return {
+        name: {column: number(find(metrics, column, retriever=name)) for column in columns}
+        for name in names
+    }
+
+
+def _formulas(metrics: Sequence[Metric]) -> dict[str, list[str]]:
+    names = ordered((row["name"] for row in metrics), definitions.METRICS)
+    return {
+        name: sorted({str(r["formula"]) for r in metrics if r["name"] == name and r.get("formula")})
+        for name in names
+    }

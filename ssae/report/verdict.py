@@ -1,0 +1,197 @@
+"""What the numbers say, in plain words: computed, so that it cannot say more than they do."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ssae.report.table import BANDS, Metric, find, finite, spell, spell_change
+
+SUBJECT = "specialist"
+WORDS = {"fvu": "fvu", "perplexity_spliced": "spliced perplexity"}
+
+
+class Change(NamedTuple):
+    """One number of an SAE beside the same number of a reference SAE; lower is better for both."""
+
+    name: str
+    reference: str
+    new: float
+    old: float
+    unclear: bool | None
+    """Whether the 95 % interval of the paired difference holds 0 (without one: whether the two
+    intervals overlap); None where no interval was computed."""
+
+    @property
+    def relative(self) -> float:
+        """(new - old) / old."""
+        return (self.new - self.old) / self.old
+
+    @property
+    def direction(self) -> int:
+        """-1 lower, 0 the same to the printed precision, 1 higher."""
+        shown = spell_change(self.relative)
+        return 0 if shown == "0.0%" else (-1 if self.relative < 0 else 1)
+
+    @property
+    def text(self) -> str:
+        """The change with both numbers."""
+        verb = {-1: "is lower", 0: "is the same", 1: "is higher"}[self.direction]
+        note = "; within the 95 % interval" if self.unclear else ""
+        return (
+            f"{WORDS[self.name]} {verb}, {spell(self.new)} against {spell(self.old)} "
+            f"({spell_change(self.relative)}{note})"
+        )
+
+
+class Verdict(NamedTuple):
+    """The answer and what it rests on."""
+
+    answer: str
+    reasons: list[str]
+
+
+def compare(
+    metrics: Sequence[Metric],
+    name: str,
+    split: str,
+    reference: str,
+    *,
+    sae: str = SUBJECT,
+    band: str = "all",
+) -> Change | None:
+    """Return the change of `name` from `reference` to `sae`, or None where one is not measured."""
+    new = find(metrics, name, sae=sae, split=split, band=band)
+    old = find(metrics, name, sae=reference, split=split, band=band)
+    new_value, old_value = finite(new), finite(old)
+    if new_value is None or not old_value:
+        return None
+    difference = find(
+        metrics, f"{name}_difference", sae=sae, split=split, band=band, reference=reference
+    )
+    low, high = finite(difference, "low"), finite(difference, "high")
+    if low is None or high is None:
+        bounds = [finite(row, key) for row in (new, old) for key in ("low", "high")]
+        if None in bounds:
+            return Change(name, reference, new_value, old_value, None)
+        new_low, new_high, old_low, old_high = (bound or 0.0 for bound in bounds)
+        return Change(
+            name, reference, new_value, old_value, new_low <= old_high and old_low <= new_high
+        )
+    return Change(name, reference, new_value, old_value, low <= 0 <= high)
+
+
+def verdict(metrics: Sequence[Metric]) -> Verdict:
+    """Return whether the specialist beat the generalist and the control on the subdomain."""
+    wanted = [(name, other) for other in ("generalist", "control") for name in WORDS]
+    found = {key: compare(metrics, key[0], "subdomain_test", key[1]) for key in wanted}
+    changes = [change for change in found.values() if change is not None]
+    missing = [
+        f"{WORDS[name]} against the {other}" for (name, other) in wanted if not found[name, other]
+    ]
+    if not changes:
+        return Verdict(
+            f"No verdict: no {SUBJECT} was measured on the subdomain's test split beside a "
+            "generalist or a control.",
+            [],
+        )
+    reasons = [
+        f"Against the {other} ({_MEANING[other]}): "
+        + "; ".join(change.text for change in changes if change.reference == other)
+        + "."
+        for other in ("generalist", "control")
+        if any(change.reference == other for change in changes)
+    ]
+    reasons += _erm(metrics) + _forgetting(metrics) + _budget(metrics)
+    if any(change.unclear is None for change in changes):
+        reasons.append("Not every number has an interval: a small difference may be chance.")
+    return Verdict(_answer(changes, missing), reasons)
+
+
+_MEANING = {"generalist": "where it started", "control": "fine-tuned on random pool documents"}
+
+
+def _answer(changes: list[Change], missing: list[str]) -> str:
+    lower = [change for change in changes if change.direction < 0]
+    others = [change for change in changes if change.direction >= 0]
+    if not others:
+        text = f"Yes: on the subdomain's test split the {SUBJECT} has lower {_list(lower)}."
+        if missing:
+            text = f"Yes, as far as measured: the {SUBJECT} has lower {_list(lower)}."
+        unsure = [change for change in lower if change.unclear]
+        if unsure:
+            text = text.replace("Yes", "Yes, but not clearly", 1)
+            shown = ", ".join(f"{WORDS[c.name]} against the {c.reference}" for c in unsure)
+            text += f" The 95 % interval of the difference holds 0 for {shown}."
+    elif not lower:
+        text = (
+            f"No: on the subdomain's test split the {SUBJECT} does not have lower {_list(others)}."
+        )
+    else:
+        text = (
+            f"Only in part: on the subdomain's test split the {SUBJECT} has lower {_list(lower)}, "
+            f"but not lower {_list(others)}."
+        )
+    return text + (f" Not measured: {', '.join(missing)}." if missing else "")
+
+
+def _list(changes: list[Change]) -> str:
+    names = list(dict.fromkeys(change.name for change in changes))
+    references = [{c.reference for c in changes if c.name == name} for name in names]
+    if all(other == references[0] for other in references):
+        who = " and ".join(f"the {name}" for name in _MEANING if name in references[0])
+        return f"{' and '.join(WORDS[name] for name in names)} than {who}"
+    return ", ".join(f"{WORDS[c.name]} than the {c.reference}" for c in changes)
+
+
+def _erm(metrics: Sequence[Metric]) -> list[str]:
+    changes = [compare(metrics, name, "subdomain_test", "specialist_erm") for name in WORDS]
+    texts = [change.text for change in changes if change]
+    return [f"Tilted risk against ERM on the same documents: {'; '.join(texts)}."] if texts else []
+
+
+def _forgetting(metrics: Sequence[Metric]) -> list[str]:
+    changes = [
+        change for name in WORDS if (change := compare(metrics, name, "general_test", "generalist"))
+    ]
+    if not changes:
+        return ["What happened to general text was not measured."]
+    text = "; ".join(change.text for change in changes)
+    worse = [change for change in changes if change.direction > 0]
+    price = "General text got worse" if worse else "General text did not get worse"
+    if worse and len(worse) < len(changes):
+        price = "General text got worse in one of two numbers"
+    return [f"{price}, against the generalist: {text}."]
+
+
+def _budget(metrics: Sequence[Metric]) -> list[str]:
+    """Say when the comparison is not at equal l0: more latents a token lower fvu by themselves."""
+    texts = []
+    for other in ("generalist", "control"):
+        change = compare(metrics, "l0", "subdomain_test", other)
+        if change and change.relative > 0.02:
+            texts.append(f"{spell(change.old)} in the {other}")
+    if not texts:
+        return []
+    row = find(metrics, "l0", sae=SUBJECT, split="subdomain_test")
+    return [
+        f"Not at equal sparsity: the {SUBJECT} uses {spell(finite(row))} latents a token there, "
+        f"{' and '.join(texts)}, and more latents lower both numbers by themselves."
+    ]
+
+
+def describe_bands(metrics: Sequence[Metric], name: str, split: str) -> str:
+    """Return in one sentence where, by token frequency, the specialist gains and loses most."""
+    changes = [
+        (band, change)
+        for band in BANDS
+        if (change := compare(metrics, name, split, "generalist", band=band))
+    ]
+    if not changes:
+        return ""
+    lower = sum(change.direction < 0 for _, change in changes)
+    low_band, low = min(changes, key=lambda pair: pair[1].relative)
+    high_band, high = max(changes, key=lambda pair: pair[1].relative)
+    text = (
+        f"{SUBJECT} against generalist: lower in {lower} of {len(changes)} bands; "
+        f"from {spell_change(low.relative)} in band {low_band}"
+    )
+    return f"{text} to {spell_change(high.relative)} in band {high_band} (per million tokens)."

@@ -1,0 +1,131 @@
+"""ssae run: every verb in order, then one directory to look at.
+
+runs/<name>/<time>/
+  report.html   metrics.json
+  artifacts/    links: corpus, documents_<retriever>, one per arm, evaluate
+  logs/         training curves of each arm
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+
+from ssae.artifact import Artifact
+from ssae.evaluate import evaluate
+from ssae.metric.rows import row
+from ssae.ranks import rank
+from ssae.report.html import write_report
+from ssae.report.terminal import print_table
+from ssae.retrieve import ranking_quality, retrieve, retrieve_for
+from ssae.study import Study
+from ssae.train import train
+
+NUM_SHOWN = 10
+"""Retrieved documents in the report."""
+
+
+def run(study: Study) -> None:
+    """Train and evaluate every arm, compare retrievers, write the report, print the table."""
+    made = {arm: train(study, arm) for arm in study.arms}
+    budget_tokens = study.arms[study.arm].budget_tokens
+    for name, retriever in study.compare.items():
+        made[f"documents_{name}"] = retrieve(study, retriever, budget_tokens)
+    made["documents"] = retrieve_for(study, study.arm)
+    made["evaluate"] = evaluate(study)
+    made["corpus"] = study.corpus.build(study.artifacts)
+    if rank() == 0:
+        report = write_run(study, made)
+        Console().print(f"report: {report}", soft_wrap=True)
+
+
+def write_run(study: Study, made: dict[str, Artifact]) -> Path:
+    """Write links, metrics.json and report.html into the run directory; return the report."""
+    folder = study.run_dir
+    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+    for name, artifact in made.items():
+        link = folder / "artifacts" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(artifact.path.resolve(), target_is_directory=True)
+    metrics = _read(made["evaluate"].path / "metrics.json")
+    tables = _read(made["evaluate"].path / "tables.json")
+    for name in study.compare:
+        metrics += retrieval_rows(made[f"documents_{name}"], name)
+    documents = datasets.Dataset.load_from_disk(made["documents"].path / "documents")
+    shown = documents.select(range(min(NUM_SHOWN, len(documents))))
+    tables["retrieved"] = shown.select_columns(["rank", "score", "source", "text"]).to_list()
+    text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "metrics.json").write_text(text, encoding="utf-8")
+    config = folder / ".hydra" / "config.yaml"
+    write_report(
+        folder / "report.html",
+        title=study.name,
+        summary=_summary(study, made),
+        metrics=metrics,
+        tables=tables,
+        config=config.read_text(encoding="utf-8") if config.exists() else "",
+    )
+    log_summary(study, metrics)
+    print_table(metrics)
+    return folder / "report.html"
+
+
+def retrieval_rows(documents: Artifact, retriever: str) -> list[dict[str, Any]]:
+    """Return the rows of metrics.json for one selection."""
+    manifest = documents.manifest
+    names = ("precision", "recall", "average_precision", "num_documents", "num_tokens")
+    return [
+        row(
+            name,
+            (manifest[name], None, None),
+            None,
+            "pool",
+            "all",
+            manifest["num_tokens"],
+            ranking_quality,
+        )
+        | {"retriever": retriever}
+        for name in names
+        if name in manifest
+    ]
+
+
+def log_summary(study: Study, metrics: list[dict[str, Any]]) -> None:
+    """Send the numbers over all bands to the logger, as <split>/<name>/<sae>."""
+    if study.logger is None:
+        return
+    logger = study.logger(save_dir=study.run_dir / "logs", name="evaluate")
+    values = {
+        f"{r['split']}/{r['name']}/{r['sae'] or r['retriever']}": r["value"]
+        for r in metrics
+        if r["band"] == "all" and r["value"] is not None and "reference" not in r
+    }
+    logger.log_metrics(values)
+    logger.save()
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish()
+
+
+def _summary(study: Study, made: dict[str, Artifact]) -> dict[str, str]:
+    corpus = made["corpus"].manifest
+    sae = study.sae.keywords
+    return {
+        "language model": study.language_model.name,
+        "hookpoint": study.language_model.resolve(study.hookpoint),
+        "pool": f"{corpus['pool']['num_documents']:,} documents",
+        "seeds": f"{corpus['seeds']['num_documents']:,} documents",
+        "retrieved": f"{made['documents'].manifest['num_documents']:,} documents, "
+        f"{made['documents'].manifest['num_tokens']:,} tokens "
+        f"({made['documents'].manifest['retriever']})",
+        "SAE": f"{study.sae.func.__name__}, "
+        + ", ".join(f"{name} {value}" for name, value in sae.items()),
+        "objective": repr(study.arms[study.arm].objective),
+        "seed": str(study.seed),
+    }
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,143 @@
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+
+from ssae.artifact import content_hash
+from ssae.corpus import hub
+from ssae.corpus.base import load_splits
+from ssae.corpus.hub import Hub
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+def selection(path: str, **changes) -> dict:
+    return {"path": path, "split": "train", "text_field": "text", "num_documents": 5, **changes}
+
+
+def corpus(path: str = "someone/texts", **changes) -> Hub:
+    splits = {
+        name: selection(path, skip_documents=5 * i)
+        for i, name in enumerate(("pool", "seeds", "subdomain_test", "general_test"))
+    }
+    return Hub(min_characters=1, subdomain_source=None, **splits | changes)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> list:
+    """A hub with the one dataset someone/texts; returns what it was asked for."""
+    asked = []
+
+    def dataset_info(self, path, revision=None):
+        if path != "someone/texts":
+            raise OSError(f"404 Client Error: {path} not found")
+        return SimpleNamespace(sha=SHA)
+
+    def load_dataset(path, name, split, revision, streaming):
+        asked.append((path, name, split, revision, streaming))
+        return ({"text": f"text {i}", "label": f"l{i}"} for i in range(20))
+
+    monkeypatch.setattr(hub.HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(hub.datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_each_split_takes_its_documents_from_the_resolved_commit(endpoint: list, tmp_path: Path):
+    splits = load_splits(corpus().build(tmp_path))
+    assert splits.seeds["text"][:] == [f"text {i}" for i in range(5, 10)]
+    assert splits.general_test["text"][:] == [f"text {i}" for i in range(15, 20)]
+    assert set(splits.pool["source"]) == {"someone/texts"}
+    assert endpoint == [("someone/texts", None, "train", SHA, True)] * 4
+
+
+def test_a_source_field_labels_the_documents(endpoint: list):
+    labelled = corpus(pool=selection("someone/texts", source_field="label"))
+    assert [d["source"] for d in labelled.read()["pool"]] == [f"l{i}" for i in range(5)]
+
+
+def test_the_commit_decides_the_content(endpoint: list, monkeypatch: pytest.MonkeyPatch):
+    before = content_hash(corpus().identity())
+    assert corpus().identity()["pool"]["revision"] == SHA
+    assert content_hash(corpus().identity()) == before
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="f" * 40))
+    assert content_hash(corpus().identity()) != before
+
+
+def test_a_full_commit_is_not_looked_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda *_, **__: pytest.fail("asked the hub"))
+    pinned = selection("someone/texts", revision=SHA)
+    names = ("pool", "seeds", "subdomain_test", "general_test")
+    assert corpus(**dict.fromkeys(names, pinned)).identity()["pool"]["revision"] == SHA
+
+
+def test_an_unknown_repository_gives_one_clear_error(endpoint: list):
+    with pytest.raises(
+        ValueError, match=r"corpus\.seeds: cannot read dataset 'x/y'.*404.*corpus=files"
+    ):
+        corpus(seeds=selection("x/y")).identity()
+
+
+def test_a_hub_out_of_reach_gives_one_clear_error():
+    # HF_HUB_OFFLINE=1, or a machine without a network: the real client, not a stub.
+    with pytest.raises(ValueError, match=r"cannot read dataset 'someone/texts'.*HF_HUB_OFFLINE"):
+        corpus().identity()
+    pinned = corpus(pool=selection("someone/texts", revision=SHA))
+    with pytest.raises(ValueError, match=r"cannot read dataset|someone/texts"):
+        list(pinned.read()["pool"])
+
+
+def test_a_wrong_column_lists_the_columns(endpoint: list):
+    wrong = corpus(pool=selection("someone/texts", text_field="body"))
+    with pytest.raises(
+        ValueError, match=r"'body'.*columns are text, label: set corpus\.pool\.text"
+    ):
+        list(wrong.read()["pool"])
+
+
+def test_too_few_documents_are_counted(endpoint: list):
+    wrong = corpus(pool=selection("someone/texts", skip_documents=18))
+    with pytest.raises(ValueError, match=r"only 20 documents.*lower corpus\.pool\.num_documents"):
+        list(wrong.read()["pool"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"textfield": "x"}, "no key 'textfield'; did you mean text_field"),
+        ({"path": None}, "lacks path"),
+        ({"num_documents": 0}, "num_documents >= 1"),
+        ({"skip_documents": -1}, "skip_documents >= 0"),
+    ],
+)
+def test_a_wrong_selection_is_refused(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        corpus(seeds=selection("someone/texts") | changes)
+
+
+@pytest.mark.parametrize("kind", ["saved", "saved splits", "jsonl", "parquet"])
+def test_a_local_directory_needs_no_hub(kind: str, tmp_path: Path):
+    rows = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(20)]})
+    folder = tmp_path / "local"
+    folder.mkdir()
+    if kind == "saved":
+        rows.save_to_disk(folder)
+    elif kind == "saved splits":
+        datasets.DatasetDict(train=rows).save_to_disk(folder)
+    elif kind == "jsonl":
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        rows.to_parquet(folder / "train.parquet")
+    splits = load_splits(corpus(str(folder)).build(tmp_path / "artifacts"))
+    assert splits.subdomain_test["text"][:] == [f"text {i}" for i in range(10, 15)]
+    moved = str(shutil.copytree(folder, tmp_path / "moved"))
+    assert corpus(moved).identity() == corpus(str(folder)).identity()
+
+
+def test_a_split_that_does_not_exist_names_the_dataset(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text('{"text": "x"}')
+    wrong = corpus(pool=selection(str(tmp_path), split="nope"))
+    with pytest.raises(ValueError, match=r"corpus\.pool: .*nope"):
+        list(wrong.read()["pool"])

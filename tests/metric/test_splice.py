@@ -1,0 +1,222 @@
+import dataclasses
+import types
+
+import pytest
+import torch
+import transformers
+
+from ssae.activation.packing import pack
+from ssae.metric import formulas
+from ssae.metric.frequency import BANDS, frequency_of, rank_bins
+from ssae.metric.splice import SplitSums, measure_split
+from ssae.sae.relu import ReLUSAE
+from ssae.sae.topk import TopKSAE
+
+D_IN, LENGTH = 16, 24
+TEXTS = [
+    "the mean of a sample",
+    "a normal distribution has mean and variance: array_like, optional. " * 4,
+    "x",
+    "file string path list of the module " * 3,
+    "größe 0.5",
+]
+
+
+@dataclasses.dataclass
+class Token:
+    """One text token, found by transformers alone."""
+
+    id: int
+    document: int
+    x: torch.Tensor
+    ce: dict[str, float] | None
+    """None where the token is not predicted from its own document."""
+
+
+def identity_sae() -> ReLUSAE:
+    """recon = relu(x) - relu(-x) = x."""
+    sae = ReLUSAE(D_IN, 2 * D_IN, l1_coefficient=0.0, auxk_coefficient=0.0, k_aux=1)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([torch.eye(D_IN), -torch.eye(D_IN)], 1))
+        sae.W_dec.copy_(sae.W_enc.T)
+    return sae
+
+
+def topk_sae() -> TopKSAE:
+    torch.manual_seed(3)
+    return TopKSAE(D_IN, 40, k=5, auxk_coefficient=0.0, k_aux=1)
+
+
+@pytest.fixture(params=[("neox", "gpt_neox.layers.1"), ("llama", "model.layers.0")],
+                ids=["neox", "llama"])  # fmt: skip
+def model(request):
+    """A language model, a hookpoint, and the same model as transformers loads it."""
+    name, hookpoint = request.param
+    lm = request.getfixturevalue(name)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(lm.name).eval()
+    return lm, hookpoint, plain
+
+
+@torch.no_grad()
+def reference(lm, hookpoint, plain, sae, max_tokens) -> list[Token]:
+    """Measure row by row and token by token, with hooks of our own."""
+    special = set(lm.tokenizer.all_special_ids)
+    tokens = []
+    for rows in pack(lm.tokenizer, TEXTS, LENGTH, "row", 1, max_tokens):
+        ids, documents = rows.input_ids[0].tolist(), rows.document_ids[0].tolist()
+        text = torch.tensor([i not in special for i in ids])
+        row = torch.tensor([ids])
+        kept: list[torch.Tensor] = []
+
+        def run(change, row=row):
+            def hook(module, args, output):
+                x = output if isinstance(output, torch.Tensor) else output[0]
+                new = change(x[0].clone())[None]
+                return new if isinstance(output, torch.Tensor) else (new, *output[1:])
+
+            handle = plain.get_submodule(hookpoint).register_forward_hook(hook)
+            logits = plain(input_ids=row).logits[0]
+            handle.remove()
+            return logits.log_softmax(-1)
+
+        def keep(x, kept=kept):
+            kept.append(x)
+            return x
+
+        def replace(x, text=text):
+            x[text] = sae(x[text]).recon
+            return x
+
+        log_probs = {
+            "ce_clean": run(keep),
+            "ce_spliced": run(replace),
+            "ce_zero": run(torch.zeros_like),
+        }
+        for i, (token, document) in enumerate(zip(ids, documents, strict=True)):
+            if token in special:
+                continue
+            ce = None
+            if i and documents[i - 1] == document:
+                ce = {name: -float(log_p[i - 1, token]) for name, log_p in log_probs.items()}
+            tokens.append(Token(token, document, kept[0][i], ce))
+    return tokens
+
+
+def measure(model, saes, max_tokens=10_000, batch_tokens=3 * LENGTH) -> dict[str, SplitSums]:
+    lm, hookpoint, plain = model
+    study = types.SimpleNamespace(
+        language_model=lm, hookpoint=hookpoint, context_length=LENGTH, bos="row",
+        evaluation_batch_tokens=batch_tokens, evaluation_tokens=max_tokens,
+    )  # fmt: skip
+    tokens = reference(lm, hookpoint, plain, identity_sae(), max_tokens)
+    mean = torch.stack([token.x for token in tokens]).double().mean(0)
+    return measure_split(study, saes, TEXTS, mean, frequency(lm), name="test")  # pyright: ignore
+
+
+def frequency(lm):
+    """Counts that put the token types into several bands."""
+    counts = torch.arange(lm.vocab_size) ** 3
+    counts[::7] = 0
+    return frequency_of(counts)
+
+
+@pytest.mark.parametrize("max_tokens", [10_000, 37])
+def test_every_sum_equals_the_one_over_tokens_measured_with_transformers_alone(model, max_tokens):
+    lm, hookpoint, plain = model
+    sae = topk_sae()
+    found = measure(model, {"sae": sae}, max_tokens)["sae"]
+    tokens = reference(lm, hookpoint, plain, sae, max_tokens)
+    x = torch.stack([token.x for token in tokens])
+    with torch.no_grad():
+        recon, latents, _ = sae(x)
+    squares = {
+        "residual_sq": (x - recon).double().square().sum(1),
+        "deviation_sq": (x.double() - x.double().mean(0)).square().sum(1),
+        "active": (latents > 0).sum(1).double(),
+        "tokens": torch.ones(len(x)).double(),
+    }
+    bands = frequency(lm).bands
+    names = (*squares, "ce_clean", "ce_spliced", "ce_zero", "predictions")
+    expected = {name: torch.zeros(len(TEXTS), len(BANDS)).double() for name in names}
+    for index, token in enumerate(tokens):
+        cell = (token.document, int(bands[token.id]))
+        for name, values in squares.items():
+            expected[name][cell] += values[index]
+        if token.ce is not None:
+            for name, value in (token.ce | {"predictions": 1.0}).items():
+                expected[name][cell] += value
+    assert found.sums.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            torch.from_numpy(found.sums[name]), values, rtol=1e-4, atol=1e-4, msg=name
+        )
+    assert found.num_tokens == len(tokens) > 0
+    assert (expected["tokens"].sum(0) > 0).sum() > 2  # several bands took part
+    assert found.fires.tolist() == (latents > 0).sum(0).tolist()
+
+
+def test_errors_by_rank_equal_a_loop(model):
+    lm, hookpoint, plain = model
+    sae = topk_sae()
+    found = measure(model, {"sae": sae})["sae"]
+    tokens = reference(lm, hookpoint, plain, sae, 10_000)
+    x = torch.stack([token.x for token in tokens]).double()
+    with torch.no_grad():
+        errors = (x - sae(x.float()).recon).square().sum(1)
+    variance = (x - x.mean(0)).square().sum(1).mean()
+    edges = rank_bins(lm.vocab_size).tolist()
+    ranks = frequency(lm).ranks
+    for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        inside = [
+            float(error / variance)
+            for token, error in zip(tokens, errors, strict=True)
+            if low <= ranks[token.id] < high
+        ]
+        assert found.rank_counts[index] == len(inside)
+        assert found.rank_sums[index].item() == pytest.approx(sum(inside), rel=1e-4)
+        assert found.rank_maxima[index].item() == pytest.approx(max(inside, default=0), rel=1e-4)
+
+
+def test_the_clean_cross_entropy_is_the_loss_of_the_model(model):
+    lm, _, plain = model
+    text = TEXTS[1]
+    ids = [lm.tokenizer.bos_token_id, *lm.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = torch.tensor([ids[:LENGTH]])
+    with torch.no_grad():
+        expected = float(plain(input_ids=ids, labels=ids).loss)
+    study = types.SimpleNamespace(
+        language_model=lm, hookpoint="auto", context_length=LENGTH, bos="row",
+        evaluation_batch_tokens=1, evaluation_tokens=LENGTH - 1,
+    )  # fmt: skip
+    found = measure_split(
+        study, {"sae": identity_sae()}, [text], torch.zeros(D_IN), frequency(lm), name="test"
+    )["sae"]  # pyright: ignore
+    assert found.sums["predictions"].sum() == ids.shape[1] - 1
+    sums = {name: values.sum() for name, values in found.sums.items()}
+    assert formulas.ce_clean(sums) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_sae_that_is_the_identity_costs_nothing(model):
+    found = measure(model, {"sae": identity_sae()})["sae"]
+    sums = {name: values.sum() for name, values in found.sums.items()}
+    assert formulas.fvu(sums) < 1e-12
+    assert formulas.delta_ce(sums) == pytest.approx(0, abs=1e-5)
+    assert formulas.ce_recovered(sums) == pytest.approx(1, abs=1e-3)
+    assert formulas.l0(sums) == D_IN
+    assert abs(formulas.ce_zero(sums) - formulas.ce_clean(sums)) > 0.1
+
+
+def test_saes_measured_together_have_the_sums_they_have_alone(model):
+    alone = measure(model, {"topk": topk_sae()})["topk"]
+    together = measure(model, {"identity": identity_sae(), "topk": topk_sae()})["topk"]
+    for name, values in alone.sums.items():
+        torch.testing.assert_close(values, together.sums[name], rtol=0, atol=0)
+
+
+def test_the_batch_size_changes_nothing(model):
+    small = measure(model, {"topk": topk_sae()}, batch_tokens=1)["topk"]
+    large = measure(model, {"topk": topk_sae()}, batch_tokens=1000)["topk"]
+    for name, values in small.sums.items():
+        torch.testing.assert_close(
+            torch.from_numpy(values), torch.from_numpy(large.sums[name]), rtol=1e-4, atol=1e-4
+        )

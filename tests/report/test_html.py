@@ -1,0 +1,243 @@
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ssae.report.contexts import visible
+from ssae.report.html import render, write_report
+from ssae.report.table import BANDS, HEADLINE, SAES
+from ssae.report.verdict import verdict
+
+VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Collect tags, attributes, texts, the numbers of each table row, and check the nesting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self.table = ""
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.stack.append(tag)
+        if tag == "table":
+            self.table = dict(attrs).get("id") or "other"
+            self.tables.setdefault(self.table, [])
+        if tag == "tr":
+            self.tables[self.table].append([])
+        if tag == "data" and self.stack.count("table"):
+            self.tables[self.table][-1].append(dict(attrs)["value"] or "")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page(metrics, tables=None, **options) -> str:
+    options = {"title": "T", "summary": {"model": "tiny"}, "config": "k: 16"} | options
+    return render(metrics=metrics, tables=tables or {}, **options)
+
+
+def test_headline_numbers_are_the_given_ones(metrics):
+    rows = [row for row in Page(page(metrics)).tables["headline"] if row]
+    for sae, row in zip(SAES, rows, strict=True):
+        given = [
+            next(
+                m["value"]
+                for m in metrics
+                if (m["name"], m["split"], m["sae"], m["band"])
+                == (column.name, column.split, sae, "all")
+            )
+            for column in HEADLINE
+        ]
+        assert [float(value) for value in row] == given
+
+
+def test_all_numbers_of_metrics_json_are_listed(metrics):
+    rows = [row for row in Page(page(metrics)).tables["metrics"] if row]
+    assert [float(row[0]) for row in rows] == [m["value"] for m in metrics]
+
+
+def test_numbers_by_band_and_of_retrieval_are_the_given_ones(metrics):
+    parsed = Page(page(metrics))
+    perplexity = [row for row in parsed.tables["other"] if row][: len(BANDS)]
+    for k, row in enumerate(perplexity):
+        expected = [(1.3 + i / 8) * 1000.5 / 4**k for i in range(4)] + [1000.5 / 4**k]
+        assert [float(value) for value in row] == expected
+    recall = [row for row in parsed.tables["retrieval"] if row][1]
+    assert [float(value) for value in recall] == [0.1 + 0.3 * i + 0.017 for i in range(3)]
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(metrics, tables):
+    parsed = Page(page(metrics, tables))
+    assert not {"script", "img", "iframe", "object", "embed", "form"}.intersection(parsed.tags)
+    for tag, name, value in parsed.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "xlink:href", "action", "srcset"):
+            assert value == "data:," or value.startswith("#"), (tag, name, value)
+        if name == "style":
+            assert "url(" not in value or "url(#" in value
+    assert "default-src 'none'" in page(metrics)
+    assert "@import" not in page(metrics, tables)
+
+
+def test_hostile_texts_are_shown_and_not_obeyed(metrics, tables):
+    hostile = "</title><script>alert(3)</script>{{ 7*7 }}\x00\ud800"
+    text = page(metrics, tables, title=hostile, summary={hostile: hostile}, config=hostile)
+    parsed = Page(text)
+    assert "script" not in parsed.tags
+    assert "<script>alert(1)</script>" in parsed.text
+    assert "<script>alert(3)</script>{{ 7*7 }}\u2400\ufffd" in parsed.text
+    assert "\u2400\u241b\ufffd<U+202E>" in parsed.text
+    assert "\U0001f600" in parsed.text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\ud800-\udfff]", text)
+    text.encode("utf-8")
+
+
+def test_ids_of_the_page_are_unique(metrics, tables):
+    ids = [value for _, name, value in Page(page(metrics, tables)).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_contexts_are_shaded_in_proportion(metrics, tables):
+    text = page(metrics, tables)
+    assert '<i class="peak" style="--a:1.00" title="2.500">&lt;script&gt;' in text
+    assert '<i style="--a:0.40" title="1.000">\U0001f600</i>' in text
+    assert "It never fires on the texts looked at." in text
+
+
+def test_white_space_is_visible_and_short():
+    assert visible("a\n\tb") == "a\u21b5\u21e5b"
+    assert visible(" a b") == " a b"
+    assert visible(" " * 20) == "\xb7" * 3
+    assert visible(" ") == "\xb7"
+
+
+def test_long_documents_are_cut_and_say_so(metrics, tables):
+    assert "more characters]" in page(metrics, tables)
+
+
+def test_the_file_is_written_whole_and_the_same_again(metrics, tables, tmp_path):
+    path = tmp_path / "report.html"
+    options = {"title": "T", "summary": {}, "metrics": metrics, "config": ""}
+    write_report(path, tables=tables, **options)
+    first = path.read_bytes()
+    write_report(path, tables=tables, **options)
+    assert path.read_bytes() == first
+    assert first.decode().endswith("</html>\n")
+    with pytest.raises(KeyError):
+        write_report(path, tables={"retrieved": [], "differing_latents": [{}]}, **options)
+    assert path.read_bytes() == first
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_absent_is_called_not_measured(metrics):
+    text = Page(page([], {})).text
+    for what in ("Firing rates", "Retrieval", "Error by token rank"):
+        assert f"{what}: not measured" in text
+    assert "Latents that differ between generalist and specialist: not measured" in text
+    assert "No verdict" in text
+    no_bands = Page(page([row for row in metrics if row["band"] == "all"])).text
+    assert "Perplexity by token frequency: not measured" in no_bands
+
+
+@pytest.mark.parametrize("hole", [None, math.nan, math.inf])
+def test_holes_do_not_stop_the_report(metrics, tables, hole):
+    for row in metrics[::3]:
+        row.update(value=hole, low=hole, high=None, num_tokens=None)
+    tables["differing_latents"][0].update(log_ratio=hole, decoder_cosine=hole)
+    tables["differing_latents"][0]["contexts"]["specialist"][0]["activations"][0] = hole
+    parsed = Page(page(metrics, tables))
+    assert "nan" not in re.findall(r"\w+", parsed.text)
+    assert "not measured" in parsed.text or hole == math.inf
+
+
+def test_one_sae_alone_gets_a_report_and_no_verdict(metrics, tables):
+    alone = [row for row in metrics if row["sae"] in (None, "generalist")]
+    rows = [row for row in Page(page(alone, tables)).tables["headline"] if row]
+    assert rows[0][0] == "0.2"
+    assert verdict(alone).answer.startswith("No verdict")
+
+
+def changed(metrics, sae, factor, names=("fvu", "perplexity_spliced")):
+    copy = [dict(row) for row in metrics]
+    for row in copy:
+        if (row["sae"], row["split"]) == (sae, "subdomain_test") and row["name"] in names:
+            row.update({k: row[k] * factor for k in ("value", "low", "high") if row[k] is not None})
+    return copy
+
+
+def test_the_verdict_says_yes_no_and_in_part(metrics):
+    assert verdict(metrics).answer.startswith("Yes: ")
+    assert verdict(changed(metrics, "specialist", 2)).answer.startswith("No: ")
+    part = verdict(changed(metrics, "specialist", 2, ["fvu"])).answer
+    assert part.startswith("Only in part")
+    assert "lower spliced perplexity than the generalist and the control" in part
+    assert "but not lower fvu than the generalist and the control" in part
+
+
+def test_the_verdict_gives_the_numbers_and_the_price(metrics):
+    against, _, tilted, price = verdict(metrics).reasons
+    assert "fvu is lower, 0.1400 against 0.2000 (-30.0%)" in against
+    assert "perplexity is lower, 22.37 against 25.37 (-11.8%)" in against
+    assert tilted.startswith("Tilted risk against ERM")
+    assert "General text got worse" in price
+    assert "fvu is higher, 0.1900 against 0.1300 (+46.2%" in price
+
+
+def test_the_verdict_admits_overlapping_intervals_and_a_larger_budget(metrics):
+    near = changed(metrics, "control", 0.78, ["fvu"])
+    assert verdict(near).answer.startswith("Yes, but not clearly: ")
+    assert "holds 0 for fvu against the control" in verdict(near).answer
+    for row in near:
+        if row["name"] == "l0" and row["sae"] == "specialist":
+            row["value"] *= 2
+    assert "Not at equal sparsity" in verdict(near).reasons[-1]
+
+
+def test_a_paired_difference_decides_where_separate_intervals_overlap(metrics):
+    near = changed(metrics, "control", 0.78, ["fvu"])
+    difference = {
+        "name": "fvu_difference", "sae": "specialist", "reference": "control", "band": "all",
+        "split": "subdomain_test", "value": -0.01, "low": -0.02, "high": -0.005,
+    }  # fmt: skip
+    assert verdict([*near, difference]).answer.startswith("Yes: ")
+    difference["high"] = 0.001
+    assert verdict([*near, difference]).answer.startswith("Yes, but not clearly: ")
+
+
+def test_numbers_without_intervals_are_called_unsure(metrics):
+    bare = [{**row, "low": None, "high": None} for row in metrics]
+    assert "may be chance" in verdict(bare).reasons[-1]
+    assert not any("may be chance" in reason for reason in verdict(metrics).reasons)
+
+
+def test_equal_is_not_better(metrics):
+    same = [row for row in metrics if row["sae"] != "specialist"]
+    same += [{**row, "sae": "specialist"} for row in metrics if row["sae"] == "generalist"]
+    assert not verdict(same).answer.startswith("Yes")
+    assert "is the same" in verdict(same).reasons[0]
+
+
+def test_a_missing_control_is_said(metrics):
+    answer = verdict([row for row in metrics if row["sae"] != "control"]).answer
+    assert answer.startswith("Yes, as far as measured")
+    assert "Not measured: fvu against the control" in answer

@@ -1,0 +1,199 @@
+"""What a person meets: help, errors of one line with the remedy, and nothing half-written."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from ssae import cli
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Return a function that runs `ssae` in an empty folder and returns its one line of error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["ssae", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code not in (0, None)
+        lines = capsys.readouterr().err.strip().splitlines()
+        message = [line for line in lines if line.startswith("ssae: ")]
+        assert len(message) == 1
+        assert "Traceback" not in "\n".join(lines)
+        done = [path for path in tmp_path.glob("artifacts/*/*") if path.is_dir()]
+        assert all((path / "DONE").exists() for path in done if path.suffix != ".partial")
+        return message[0]
+
+    return run
+
+
+@pytest.fixture
+def files(corpus_files: dict[str, str], neox_folder: Path) -> dict[str, str]:
+    """Overrides of a study on tiny files with a tiny model."""
+    return {
+        "experiment": "files",
+        **{f"corpus.{split}": path for split, path in corpus_files.items()},
+        "corpus.min_characters": "1",
+        "language_model.name": str(neox_folder),
+        "context_length": "32",
+        "budget_tokens": "500",
+    }
+
+
+def overrides(values: dict[str, str], **changes: str) -> list[str]:
+    renamed = {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in (values | renamed).items()]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_every_verb_and_every_group(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["ssae", *arguments])
+    cli.main()
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text for verb in cli.VERBS)
+    assert all(folder.name in text for folder in cli.CONF.iterdir() if folder.is_dir())
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_of_its_own(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["ssae", verb, "--help"])
+    cli.main()
+    assert "steered by" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; sys.argv = ['ssae', '--help']; from ssae.cli import main; main(); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_an_unknown_verb_names_the_nearest(fail: Run):
+    assert "did you mean `ssae train`" in fail("trian")
+
+
+def test_an_unknown_override_names_the_nearest_key(fail: Run):
+    assert "did you mean sae.k" in fail("train", "sae.kk=3")
+    assert "did you mean training.warmup_steps" in fail("train", "training.warmup=3")
+    assert "objective" in fail("train", "objektive=erm")
+
+
+def test_an_unknown_choice_lists_the_choices(fail: Run):
+    message = fail("train", "sae=topkk")
+    assert "relu" in message
+    assert "topk" in message
+
+
+def test_a_value_out_of_range_says_the_rule_the_value_and_the_override(fail: Run):
+    message = fail("train", "training.decay_share=3")
+    assert "[0, 1]" in message
+    assert "3" in message
+    assert "training.decay_share=0.2" in message
+
+
+def test_a_missing_value_says_what_to_set(fail: Run):
+    assert "set corpus.pool=" in fail("retrieve", "experiment=files")
+
+
+def test_a_missing_file_is_named(fail: Run, files: dict[str, str]):
+    assert "nowhere.jsonl" in fail("retrieve", *overrides(files, corpus__pool="nowhere.jsonl"))
+
+
+def test_a_malformed_line_is_named_with_its_file_and_number(
+    fail: Run, files: dict[str, str], tmp_path: Path
+):
+    path = tmp_path / "broken.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps({"text": "fine text"}) + "\n{not json\n")
+    message = fail("retrieve", *overrides(files, corpus__pool=str(path)))
+    assert "broken.jsonl.gz" in message
+    assert "2" in message
+
+
+def test_seeds_that_are_test_documents_are_refused(fail: Run, files: dict[str, str]):
+    message = fail("retrieve", *overrides(files, corpus__seeds=files["corpus.subdomain_test"]))
+    assert "corpus.seeds" in message
+
+
+def test_an_empty_corpus_is_refused(fail: Run, files: dict[str, str]):
+    message = fail("retrieve", *overrides(files, corpus__min_characters="100000"))
+    assert "corpus.min_characters" in message
+
+
+def test_a_hookpoint_that_does_not_exist_lists_the_nearest(fail: Run, files: dict[str, str]):
+    message = fail("harvest", *overrides(files, hookpoint="gpt_neox.layer.1"))
+    assert "gpt_neox.layers.1" in message
+    assert "hookpoint=" in message
+
+
+def test_a_hub_out_of_reach_is_one_line(fail: Run, files: dict[str, str]):
+    message = fail("harvest", *overrides(files, language_model__name="nobody/nothing"))
+    assert "language_model.name" in message
+
+
+def test_a_retriever_without_its_package_gives_the_pip_line(
+    fail: Run, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert "pip install" in fail(
+        "retrieve", *overrides(files, retriever__embedder__min_df="1", retriever__embedder__dim="4")
+    )
+
+
+def test_a_context_longer_than_the_model_is_refused(fail: Run, files: dict[str, str]):
+    message = fail("harvest", "retriever=random", *overrides(files, context_length="65"))
+    assert "context_length=64" in message
+
+
+@pytest.mark.parametrize(("key", "offline"), [("", True), ("planted-key", False)])
+def test_wandb_runs_offline_exactly_when_there_is_no_key(
+    key: str, offline: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    assert cli._wandb_offline() is offline
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_a_clone(tmp_path: Path):
+    root = Path(cli.__file__).parents[1]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = subprocess.run(
+        [*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, root], capture_output=True, text=True
+    )
+    if wheel.returncode:
+        pytest.skip(f"the build backend cannot be fetched: {wheel.stderr[-200:]}")
+    [built] = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", built], check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    code = (
+        "import ssae, sys; from ssae.cli import CONF, HERE, main; "
+        f"assert str(CONF).startswith({str(tmp_path)!r}), CONF; "
+        "assert (HERE / 'models/docstrings_lm/model.safetensors').exists(); "
+        "sys.argv = ['ssae', 'run', '--cfg', 'job']; main()"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "docstrings_lm" in shown.stdout

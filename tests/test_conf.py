@@ -1,0 +1,108 @@
+"""Every YAML of conf/ composes and instantiates, and conf/ repeats the names of ssae/."""
+
+import importlib
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from ssae.cli import CONF, study_of
+from ssae.study import Study
+
+# What a choice leaves to the user.
+NEEDED = {
+    "corpus=files": ["corpus.pool=pool.jsonl", "corpus.seeds=seeds.jsonl"],
+    "corpus=hub": [
+        f"corpus.{split}.{key}={value}"
+        for split in ("pool", "seeds", "subdomain_test", "general_test")
+        for key, value in (("path", "a/b"), ("num_documents", 10))
+    ],
+    "language_model=any": ["language_model.name=a/b"],
+    "experiment=files": [
+        "corpus.pool=pool.jsonl", "corpus.seeds=seeds.jsonl", "language_model.name=a/b",
+    ],
+    "retriever/embedder=hf": ["retriever.embedder.name=a/b"],
+}  # fmt: skip
+
+CHOICES = [
+    f"{path.relative_to(CONF).parent}={path.stem}" for path in sorted(CONF.rglob("*/*.yaml"))
+]
+
+
+def compose(overrides: list[str], run_dir: Path) -> Study:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", [*overrides, f"run_dir={run_dir}"])
+    return study_of(cfg)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_every_group_makes_a_study(choice: str, tmp_path: Path):
+    study = compose([choice, *NEEDED.get(choice, [])], tmp_path)
+    assert list(study.arms) == ["generalist", "control", "specialist_erm", "specialist"]
+
+
+def test_an_sae_of_every_architecture_is_built_from_its_yaml(tmp_path: Path):
+    for choice in sorted((CONF / "sae").glob("*.yaml")):
+        sae = compose([f"sae={choice.stem}", "sae.d_sae=128"], tmp_path).sae(d_in=8)
+        assert sae.architecture == choice.stem
+        assert sae.hyperparameters["d_in"] == 8
+
+
+def test_every_target_exists():
+    for path in CONF.rglob("*.yaml"):
+        targets = [
+            line.split("_target_:")[1].strip(" {},").split(",")[0].split(" ")[0]
+            for line in path.read_text().splitlines()
+            if "_target_:" in line
+        ]
+        for target in targets:
+            module, name = target.rsplit(".", 1)
+            assert hasattr(importlib.import_module(module), name), f"{path}: {target}"
+
+
+def test_an_override_reaches_the_arm_it_steers(tmp_path: Path):
+    study = compose(["objective.tilt=2", "budget_tokens=77", "seed=3"], tmp_path)
+    assert study.arms["specialist"].objective.tilt == 2  # pyright: ignore
+    assert study.arms["control"].budget_tokens == 77
+    assert study.arms["generalist"].retriever.seed == 3  # pyright: ignore
+    assert study.seed == 3
+
+
+def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: Path):
+    arms = compose([], tmp_path).arms
+    assert arms["specialist"].retriever == arms["specialist_erm"].retriever
+    assert arms["specialist"].objective != arms["specialist_erm"].objective
+    assert arms["control"].num_tokens == arms["specialist"].num_tokens
+    assert arms["control"].budget_tokens == arms["specialist"].budget_tokens
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("context_length=1", "context_length must be at least 2"),
+        ("budget_tokens=0", "budget_tokens must be at least 1"),
+        ("training.decay_share=2", "decay_share must lie in"),
+        ("arm=nobody", "arm must be one of"),
+        ("specialist.lr=-1", "lr must be positive"),
+        ("language_model.dtype=int8", "dtype must be one of"),
+        ("corpus.test_share=1", "test_share must lie strictly between"),
+        ("objective.tilt=inf", "tilt must be finite"),
+        ("context_length=many", "wrong type"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_runs(
+    override: str, rule: str, tmp_path: Path
+):
+    with pytest.raises(Exception, match=rule):
+        compose([override], tmp_path)
+
+
+def test_the_config_of_a_run_can_be_read_back(tmp_path: Path):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", [f"run_dir={tmp_path}"])
+    again = OmegaConf.create(OmegaConf.to_yaml(cfg))
+    assert study_of(again).arms == study_of(cfg).arms  # pyright: ignore

@@ -1,0 +1,92 @@
+"""`ssae run` from files to report, on a random model: what is made, what is reused, what changes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import ssae
+from ssae import cli
+
+
+@pytest.fixture
+def overrides(corpus_files: dict[str, str], neox_folder: Path) -> list[str]:
+    return [
+        "experiment=files", "corpus.min_characters=1", "corpus.subdomain_source=pool.3",
+        *(f"corpus.{split}={path}" for split, path in corpus_files.items()),
+        f"language_model.name={neox_folder}", "context_length=32", "trainer=cpu",
+        "trainer.log_every_n_steps=1", "generalist.budget_tokens=1500", "generalist.num_tokens=2000",
+        "budget_tokens=500", "specialist.num_tokens=1000", "frequency_tokens=1000",
+        "training.batch_size_tokens=64", "training.dead_after_tokens=200", "sae.d_sae=64",
+        "sae.k=4", "retriever.embedder.dim=4", "retriever.embedder.min_df=1",
+        "num_bootstraps=20", "evaluation_tokens=400",
+    ]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["ssae", *arguments])
+    cli.main()
+
+
+def artifacts(folder: Path) -> set[str]:
+    return {str(path.parent) for path in folder.glob("artifacts/*/*/DONE")}
+
+
+@pytest.mark.slow
+def test_a_run_makes_a_report_and_a_second_run_reuses_everything(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "run", *overrides)
+    [folder] = (tmp_path / "runs" / "files").iterdir()
+    made = artifacts(tmp_path)
+    assert not list(tmp_path.glob("artifacts/*/*.partial"))
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    keys = {"name", "value", "low", "high", "sae", "split", "band", "num_tokens", "formula"}
+    assert all(keys <= set(row) for row in metrics)
+    saes = {row["sae"] for row in metrics} - {None}
+    assert saes == {"generalist", "control", "specialist_erm", "specialist"}
+    for row in metrics:
+        if row["low"] is not None and row["name"] in ("fvu", "perplexity_spliced"):
+            assert row["low"] <= row["value"] * (1 + 1e-6)
+            assert row["value"] <= row["high"] * (1 + 1e-6)
+    l0 = [row["value"] for row in metrics if row["name"] == "l0" and row["band"] == "all"]
+    assert all(0 < value <= 4 for value in l0)
+    retrieval = {row["retriever"] for row in metrics if row.get("retriever")}
+    assert retrieval == {"random", "bm25", "dense"}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "specialist_erm" in page
+    assert list((folder / "logs").rglob("metrics.csv"))
+
+    sae = ssae.load(folder / "artifacts" / "specialist")
+    assert sae.d_sae == 64
+    assert sae.W_dec.norm(dim=1).sub(1).abs().max() < 1e-5
+
+    run(monkeypatch, "run", *overrides)
+    assert artifacts(tmp_path) == made
+
+    run(monkeypatch, "train", *overrides, "objective.tilt=2")
+    new = artifacts(tmp_path) - made
+    assert [Path(path).parent.name for path in new] == ["train"]
+
+
+@pytest.mark.slow
+def test_a_saved_sae_is_a_generalist_and_a_sweep_shares_its_artifacts(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "train", *overrides, "arm=generalist")
+    [trained] = (Path(path) for path in artifacts(tmp_path) if "/train/" in path)
+    given = [f"arms.generalist.init_from={trained}", "arms.generalist.num_tokens=0"]
+    run(monkeypatch, "train", "-m", *overrides, *given, "objective.tilt=0,5", "logger=none")
+    found = [Path(path) for path in artifacts(tmp_path) if "/train/" in path]
+    assert len(found) == 4  # the generalist, its copy, two specialists
+    descriptions = [json.loads((path / "sae.json").read_text())["metadata"] for path in found]
+    objectives = {d.get("objective") for d in descriptions}
+    assert {"TERM(tilt=0)", "TERM(tilt=5)"} <= objectives
+    harvests = [path for path in artifacts(tmp_path) if "/harvest/" in path]
+    assert len(harvests) == 2  # the generalist's documents and the specialists'

@@ -1,0 +1,69 @@
+"""Every command and every Python snippet of README.md."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from ssae.cli import CONF, VERBS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+SSAE = [line for line in LINES if re.match(r"(ssae|torchrun .*-m ssae) ", line)]
+
+
+def test_every_kind_of_command_is_covered():
+    others = [line for line in LINES if line not in SSAE]
+    assert all(line.startswith(("make ", "pip install ")) for line in others), others
+    assert {"run", "retrieve", "train", "evaluate"} <= {shlex.split(line)[1] for line in SSAE}
+
+
+@pytest.mark.parametrize("line", [line for line in SSAE if line != "ssae --help"])
+def test_every_ssae_command_composes(line: str, tmp_path: Path):
+    words = shlex.split(line)
+    verb, *rest = words[words.index("ssae") + 1 :]
+    assert verb in VERBS
+    flags = [word for word in rest if word.startswith("-")]
+    assert set(flags) <= {"-m", "--cfg"}
+    # A sweep is one composition per value; the first stands for all.
+    overrides = [re.sub(r"=([^\[{,]*),.*", r"=\1", word) for word in rest if "=" in word]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra.compose("config", [*overrides, f"verb={verb}"], return_hydra_config=True)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
+def test_every_make_target_exists(line: str):
+    words = line.split()
+    subprocess.run(["make", "-n", words[1]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_every_python_snippet_runs(snippet: str):
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_the_tree_of_the_readme_is_the_tree():
+    [tree] = re.findall(r"```\nssae/\n(.*?)```", README, re.S)
+    named = set(re.findall(r"^  ([\w.]+)/? ", tree, re.M))
+    there = {
+        path.name
+        for path in (ROOT / "ssae").iterdir()
+        if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py")
+    }
+    assert named == there
+
+
+def test_links_to_files_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
