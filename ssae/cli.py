@@ -10,76 +10,23 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ssae.help import VERB_HELP, VERBS, help_text
 
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package, in a clone beside it.
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
-VERBS = {
-    "run": "everything in order: retrieve, harvest, train every arm, evaluate, report",
-    "retrieve": "rank the pool by closeness to the seeds, keep a budget of tokens",
-    "harvest": "store the language model's activations on an arm's documents",
-    "train": "train the SAE of one arm (arm=specialist), and what it starts from",
-    "evaluate": "measure every arm on the subdomain's and the general test split",
-}
-
-HELP = """\
-ssae: specialised sparse autoencoders - find the rare concepts of a subdomain in a language model
-
-usage: ssae <verb> [key=value ...]
-
-{verbs}
-
-All verbs read one composed config; an override has one spelling everywhere:
-  ssae run                                    the embedded study: no account, no GPU, no download
-  ssae run experiment=files corpus.pool=pool.jsonl corpus.seeds=seeds.jsonl language_model.name=DIR
-  ssae train arm=specialist objective=term objective.tilt=5 sae.k=32
-  ssae run -m seed=0,1,2                      a sweep (add hydra/launcher=joblib to run in parallel)
-
-Groups (group=choice):
-{groups}
-
-  ssae <verb> --cfg job                       print the composed config with every key
-  ssae <verb> --help                          what a verb reads, writes and is steered by
-Results: artifacts/<verb>/<hash>, reused when nothing that decides them changed;
-runs/<name>/<time>: logs, the composed config and, from `ssae run`, the report.
-"""
-
-VERB_HELP = {
-    "run": """\
-Trains four SAEs and compares them:
-  generalist      on random documents of the pool (or loaded: arms.generalist.init_from=DIR
-                  arms.generalist.num_tokens=0)
-  control         the generalist, trained on with random documents: what more training alone gives
-  specialist_erm  the generalist, trained on with the retrieved documents, plain mean of the losses
-  specialist      the same with objective= (default: term, tilted risk)
-writes  runs/<name>/<time>/{report.html, metrics.json, artifacts/}
-steered by  budget_tokens, generalist.*, specialist.*, sae.*, objective.*, training.*, seed""",
-    "retrieve": """\
-reads   corpus.pool, corpus.seeds
-writes  artifacts/retrieve/<hash>/documents   datasets folder: text, source, score, rank, retriever
-steered by  retriever=dense|bm25|random, retriever.*, budget_tokens, arm=<whose documents>""",
-    "harvest": """\
-reads   the documents of arm=
-writes  artifacts/harvest/<hash>/shard_*.safetensors   activations, token_ids, ...
-steered by  language_model.*, hookpoint, context_length, bos, harvest_batch_tokens, shard_tokens""",
-    "train": """\
-reads   the harvest of arm=, and the SAE it starts from (arms.<arm>.init_from)
-writes  artifacts/train/<hash>/{sae.safetensors, sae.json}; load with ssae.load(folder)
-steered by  arm, sae.*, objective.*, training.*, trainer=auto|cpu, logger=csv|wandb|none, seed
-An interrupted run continues from its last checkpoint when the same command is given again.
-Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [overrides]""",
-    "evaluate": """\
-reads   every arm's SAE, both test splits
-writes  artifacts/evaluate/<hash>/{metrics.json, tables.json}
-steered by  num_bootstraps, evaluation_batch_tokens""",
-}
+# What a person can put right: one line. Anything else is a defect and keeps its traceback.
+ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
 
 def _wandb_offline() -> bool:
@@ -115,8 +62,18 @@ def study_of(cfg: DictConfig) -> Any:
 def task(cfg: DictConfig) -> None:
     """Run one verb for one composed config (one job of a sweep)."""
     _quiet_libraries()
-    study = study_of(cfg)
-    match cfg.verb:
+    try:
+        call_verb(cfg.verb, study_of(cfg))
+    except ERRORS as error:
+        # Before Hydra adds lines of its own; in a sweep it must see that the job failed.
+        if HydraConfig.get().mode == RunMode.RUN:
+            _fail(error)
+        raise
+
+
+def call_verb(verb: str, study: Any) -> None:
+    """Run a verb and say what it made."""
+    match verb:
         case "run":
             from ssae.run import run
 
@@ -152,15 +109,12 @@ def main() -> None:
     arguments = sys.argv[1:]
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "help"):
-        print(_help())  # noqa: T201 - this is what was asked for
+        print(help_text(CONF))  # noqa: T201 - this is what was asked for
         return
-    # Ranks that Lightning or SLURM restart with our rewritten arguments name the verb as verb=.
-    named = re.fullmatch(r"verb=(\w+)", verb)
-    verb = named.group(1) if named else verb
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        _fail(f"{verb!r} is not a verb; " + (f"did you mean `ssae {near[0]}`? " if near else "")
-              + f"Verbs: {', '.join(VERBS)}")  # fmt: skip
+        hint = f"did you mean `ssae {near[0]}`? " if near else ""
+        _exit(f"{verb!r} is not a verb; {hint}Verbs: {', '.join(VERBS)}")
     if {"-h", "--help"} & set(arguments[1:]):
         print(f"ssae {verb}: {VERBS[verb]}\n\n{VERB_HELP[verb]}")  # noqa: T201
         return
@@ -173,11 +127,9 @@ def main() -> None:
     try:
         task()
     except KeyboardInterrupt:
-        _fail("interrupted; give the same command again to continue", status=130)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        if os.environ.get("SSAE_TRACEBACK"):
-            raise
-        _fail(explain(error))
+        _exit("interrupted; give the same command again to continue", status=130)
+    except ERRORS as error:
+        _fail(error)
 
 
 def explain(error: BaseException) -> str:
@@ -218,16 +170,6 @@ def _known_keys() -> list[str]:
     return [name for name in groups + walk(cfg, "") if name]
 
 
-def _help() -> str:
-    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
-    groups = "\n".join(
-        f"  {folder.name:<15} {', '.join(sorted(path.stem for path in folder.glob('*.yaml')))}"
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    )
-    return HELP.format(verbs=verbs, groups=groups)
-
-
 def _quiet_libraries() -> None:
     """Leave progress and warnings to what a user can act on."""
     import datasets
@@ -243,8 +185,16 @@ def _quiet_libraries() -> None:
     # Batches come straight from mapped files: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # The order of batches is a function of the step: our loader resumes exactly (datamodule.py).
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
 
-def _fail(message: str, status: int = 1) -> None:
+def _fail(error: Exception) -> NoReturn:
+    if os.environ.get("SSAE_TRACEBACK"):  # for those who work on ssae itself
+        raise error
+    _exit(explain(error))
+
+
+def _exit(message: str, status: int = 1) -> NoReturn:
     print(f"ssae: {message}", file=sys.stderr)  # noqa: T201
     sys.exit(status)

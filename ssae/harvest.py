@@ -131,7 +131,7 @@ def check_model(study: Study) -> str:
 
 def _check_disk(folder: Path, tokens: Tokens, num_characters: int) -> None:
     """Refuse a harvest the disk cannot hold; 4 characters a token is typical, 2.5 is safe."""
-    row_bytes = tokens.activations[0].nbytes + 12
+    row_bytes = tokens.activations.shape[1] * tokens.activations.element_size() + 12
     needed = int(num_characters / 2.5 * row_bytes)
     free = shutil.disk_usage(folder).free
     log.info("expecting about %.1f GB of activations", num_characters / 4 * row_bytes / 1e9)

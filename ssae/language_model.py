@@ -110,17 +110,19 @@ class LanguageModel:
         )
         if hookpoint == AUTO and blocks is not None:
             return f"{blocks}.{len(modules[blocks]) // 2}"  # pyright: ignore[reportArgumentType]
-        if hookpoint in modules and hookpoint:
+        # A list of blocks is never called, so nothing comes out of it.
+        called = [n for n, m in modules.items() if n and not isinstance(m, nn.ModuleList)]
+        if hookpoint in called:
             return hookpoint
-        near = difflib.get_close_matches(hookpoint, modules, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(hookpoint, called, n=3, cutoff=0.5)
         last = len(modules[blocks]) - 1 if blocks else 0  # pyright: ignore[reportArgumentType]
         raise ValueError(
             f"hookpoint {hookpoint!r} is not a module of {self.name}; "
             + (f"nearest: {', '.join(near)}; " if near else "")
-            + f"blocks: {blocks}.0 .. {blocks}.{last}; set hookpoint={near[0] if near else blocks}"
+            + f"blocks: {blocks}.0 .. {blocks}.{last}; set hookpoint={near[0] if near else AUTO}"
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def capture(self, input_ids: Tensor, hookpoint: str) -> Tensor:
         """Return the module's output (batch, length, d_in); the forward stops right after it."""
         captured: list[Tensor] = []
@@ -138,13 +140,9 @@ class LanguageModel:
             handle.remove()
         return captured[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def splice(self, input_ids: Tensor, hookpoint: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return logits (batch, length, vocab) with the module's output x replaced by fn(x).
-
-        fn may return m variants of x stacked to (m * batch, length, d_in): the layers before the
-        hookpoint then run once for all of them, and the logits have m * batch rows.
-        """
+        """Return logits (batch, length, vocab) with the module's output x replaced by fn(x)."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             x = _hidden(output)

@@ -6,12 +6,12 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ssae.activation.shards import Tokens
 from ssae.dead_latents import DeadLatents
 from ssae.objective.base import Objective
+from ssae.ranks import all_reduce, world_size
 from ssae.sae.base import SAEOutput, SparseAutoencoder
 
 
@@ -60,7 +60,7 @@ class LitSAE(L.LightningModule):
         self.variance = variance * self.input_scale**2
         self.dead_latents = DeadLatents(sae.d_sae, dead_after_tokens)
         sae.rescale_input(self.input_scale)
-        self._last_step_time = time.perf_counter()
+        self._last_log = 0, time.perf_counter()
 
     def training_step(self, batch: Tokens, step: int) -> Tensor:
         """Return the loss of one batch.
@@ -85,8 +85,8 @@ class LitSAE(L.LightningModule):
         self._log(loss.detach(), errors.detach(), out, dead, logged)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimiser with linear warm-up and decay."""
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser with linear warm-up and decay."""
         optimizer = self.optimizer(self.sae.parameters(), lr=self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {
@@ -94,26 +94,48 @@ class LitSAE(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def on_train_start(self) -> None:
+        """Start the clock of tokens_per_second."""
+        self._last_log = self.global_step, time.perf_counter()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the update of W_dec on the unit spheres."""
         self.sae.remove_parallel_gradient()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Return the decoder directions to norm 1."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and return the decoder directions to norm 1.
+
+        Not in on_train_batch_end: checkpoints are written before it.
+        """
+        super().optimizer_step(*args, **kwargs)
         self.sae.normalise_decoder()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to replace a good checkpoint by a diverged one."""
+        self._check_finite()
+
     def finished_sae(self) -> SparseAutoencoder:
-        """Return the SAE for unscaled activations; training must not go on afterwards."""
+        """Return the SAE for unscaled activations; training must not go on afterwards.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        self._check_finite()
         self.sae.rescale_input(1 / self.input_scale)
         return self.sae.cpu().eval()
+
+    def _check_finite(self) -> None:
+        for name, weight in self.sae.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(
+                    f"{name} holds non-finite values at step {self.global_step}. Try a smaller lr "
+                    f"(now {self.lr}; generalist.lr, specialist.lr) or objective.tilt"
+                )
 
     def _auxk(self, residual: Tensor, out: SAEOutput, dead: Tensor) -> Tensor:
         """Return auxk = sum ||r - z_aux W_dec||^2 / sum ||r||^2, both over the global batch."""
         errors = self.sae.auxk_errors(residual, out.pre_acts, dead)
-        scale = residual.square().sum() / len(residual)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(scale)
-            scale = scale / dist.get_world_size()
+        scale = all_reduce(residual.square().sum()) / (len(residual) * world_size())
         return errors.mean() / scale.clamp_min(1e-12)
 
     def _lr_factor(self, step: int) -> float:
@@ -129,8 +151,9 @@ class LitSAE(L.LightningModule):
         dead: Tensor,
         logged: dict[str, Tensor],
     ) -> None:
-        # Reading values back costs a device sync: only do it where the logger will look.
-        if self.global_step % self.trainer.log_every_n_steps:
+        # Reading values back costs a device sync: only do it at the steps that the logger takes.
+        steps = self.global_step + 1
+        if steps % self.trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
             return
         if not torch.isfinite(loss):
             raise ValueError(
@@ -139,9 +162,9 @@ class LitSAE(L.LightningModule):
                 "objective.tilt"
             )
         now = time.perf_counter()
-        steps = self.trainer.log_every_n_steps if self.global_step else 1
-        rate = steps * len(errors) * self.trainer.world_size / (now - self._last_step_time)
-        self._last_step_time = now
+        num_tokens = (steps - self._last_log[0]) * len(errors) * self.trainer.world_size
+        rate = num_tokens / (now - self._last_log[1])
+        self._last_log = steps, now
         values = {
             "loss": loss,
             "fvu": errors.mean() / self.variance,
@@ -149,7 +172,9 @@ class LitSAE(L.LightningModule):
             "dead": dead.new_tensor(len(dead)),
             **logged,
         }
-        in_bar = {"fvu", "l0", "dead"}
         for name, value in values.items():
-            self.log(f"train/{name}", value.float(), prog_bar=name in in_bar, sync_dist=True)
-        self.log("train/tokens_per_second", rate, prog_bar=True, rank_zero_only=True)
+            self.log(f"train/{name}", value.float(), sync_dist=True)
+            if name in ("fvu", "l0", "dead"):
+                self.log(name, value.float(), prog_bar=True, logger=False, rank_zero_only=True)
+        self.log("train/tokens_per_second", rate, rank_zero_only=True)
+        self.log("tokens/s", rate, prog_bar=True, logger=False, rank_zero_only=True)

@@ -126,5 +126,12 @@ class Study:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in self.arms:
+            chain: list[str | None] = [name]
+            while chain[-1] in self.arms:
+                chain.append(self.arms[chain[-1]].init_from)
+                if chain[-1] in chain[:-1]:
+                    path = " from ".join(map(str, chain))
+                    raise ValueError(f"arms.{name}.init_from leads in a circle: {path}")
         if self.arm not in self.arms:
             raise ValueError(f"arm must be one of {', '.join(self.arms)}, got {self.arm!r}")

@@ -6,6 +6,7 @@ latents.safetensors          fire_counts, tokens_since_fired (d_sae,) at the end
 
 import functools
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save_file
 
 from ssae.activation.datamodule import ActivationDataModule
@@ -22,8 +22,9 @@ from ssae.activation.shards import Activations
 from ssae.artifact import Artifact, build, file_sha256, locate
 from ssae.harvest import harvest_for
 from ssae.lit_sae import LitSAE
+from ssae.ranks import rank
 from ssae.sae.base import SparseAutoencoder
-from ssae.sae.files import load, save
+from ssae.sae.files import load, load_description, save
 from ssae.study import Study
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def train(study: Study, arm_name: str) -> Artifact:
         "format": 1,
     }
     make = functools.partial(_train, study, arm_name, init, harvested)
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         return build(study.artifacts, "train", inputs, make, resumable=True)
     # The other ranks train along; rank 0 writes the artifact they then wait for.
     artifact = locate(study.artifacts, "train", inputs)
@@ -112,12 +113,15 @@ def _train(
         log.info("%s: continuing from %s", arm_name, last)
     log.info("%s: %d steps of %d tokens", arm_name, num_steps, training.batch_size_tokens)
     start = time.perf_counter()
-    trainer.fit(lit, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(lit, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit:  # Lightning's answer to SIGINT and SIGTERM, after closing down
+        raise KeyboardInterrupt from None
     seconds = time.perf_counter() - start
     if isinstance(logger, WandbLogger) and trainer.is_global_zero:
         logger.experiment.finish()  # one W&B run per arm
     if trainer.global_step < num_steps:
-        raise KeyboardInterrupt(f"{arm_name}: stopped at step {trainer.global_step}")
+        raise KeyboardInterrupt
     num_tokens = num_steps * training.batch_size_tokens
     if trainer.is_global_zero:
         metadata = {
@@ -141,7 +145,7 @@ def _initial_sae(study: Study, init: Path | None, activations: Activations) -> S
         with torch.no_grad():
             sae.b_dec.copy_(activations.mean)
         return sae
-    sae = load(init)
+    sae = load(init).train()
     if sae.d_in != activations.d_in:
         raise ValueError(
             f"the SAE in {init} reads activations of width {sae.d_in}, hookpoint "
@@ -166,8 +170,6 @@ def _init_folder(study: Study, arm_name: str) -> Path | None:
     if init is None:
         return None
     if init in study.arms:
-        if init == arm_name:
-            raise ValueError(f"arms.{arm_name}.init_from names the arm itself")
         return train(study, init).path
     if not (Path(init) / "sae.json").is_file():
         raise ValueError(
@@ -182,7 +184,10 @@ def _sae_identity(folder: Path) -> dict[str, str]:
 
 
 def _copy(init: Path, folder: Path) -> dict[str, Any]:
-    save(load(init), folder, {"copied_from": str(init)})
+    metadata = load_description(init)["metadata"] | {"copied_from": str(init)}
+    save(load(init), folder, metadata)
+    if (init / "latents.safetensors").exists():
+        shutil.copy(init / "latents.safetensors", folder)
     return {"num_tokens": 0}
 
 

@@ -97,6 +97,21 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mistral_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Mistral whose sliding window needs an attention mask of the batch's size."""
+    folder = tmp_path_factory.mktemp("mistral")
+    tokenizer_with(unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    config = transformers.MistralConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=32, max_position_embeddings=64,
+        initializer_range=0.4, bos_token_id=1, eos_token_id=2, head_dim=8, sliding_window=8,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    transformers.MistralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def neox(neox_folder: Path) -> LanguageModel:
     return LanguageModel(str(neox_folder), device="cpu")
 
@@ -104,6 +119,11 @@ def neox(neox_folder: Path) -> LanguageModel:
 @pytest.fixture(scope="session")
 def llama(llama_folder: Path) -> LanguageModel:
     return LanguageModel(str(llama_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mistral(mistral_folder: Path) -> LanguageModel:
+    return LanguageModel(str(mistral_folder), device="cpu")
 
 
 @pytest.fixture(scope="session")

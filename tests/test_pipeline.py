@@ -1,4 +1,4 @@
-"""`ssae run` from files to report, on a random model: what is made, what is reused, what changes."""
+"""`ssae run` from files to report, on a random model: what is made, reused and changed."""
 
 import json
 import sys
@@ -17,7 +17,8 @@ def overrides(corpus_files: dict[str, str], neox_folder: Path) -> list[str]:
         "experiment=files", "corpus.min_characters=1", "corpus.subdomain_source=pool.3",
         *(f"corpus.{split}={path}" for split, path in corpus_files.items()),
         f"language_model.name={neox_folder}", "context_length=32", "trainer=cpu",
-        "trainer.log_every_n_steps=1", "generalist.budget_tokens=1500", "generalist.num_tokens=2000",
+        "trainer.log_every_n_steps=1", "generalist.budget_tokens=1500",
+        "generalist.num_tokens=2000",
         "budget_tokens=500", "specialist.num_tokens=1000", "frequency_tokens=1000",
         "training.batch_size_tokens=64", "training.dead_after_tokens=200", "sae.d_sae=64",
         "sae.k=4", "retriever.embedder.dim=4", "retriever.embedder.min_df=1",

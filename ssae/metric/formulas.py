@@ -10,7 +10,7 @@ Quantities per token, banded by the token itself:
 and per prediction, banded by the predicted token:
 
     ce_clean, ce_spliced, ce_zero   cross-entropy in nats of the untouched model, with x replaced by
-                                    recon, and with x replaced by zeros
+                                    recon, and with x replaced by zeros (on text tokens)
     predictions                     1
 """
 

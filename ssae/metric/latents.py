@@ -49,7 +49,7 @@ def most_different(fires_a: Tensor, fires_b: Tensor, num: int) -> Tensor:
     return ((b - a).abs() / (a + b + 1).sqrt()).topk(min(num, len(a))).indices
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def top_contexts(
     sae: SparseAutoencoder,
     activations: Activations,

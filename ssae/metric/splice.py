@@ -60,7 +60,7 @@ class _Accumulator:
         )  # fmt: skip
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_split(
     study: "Study",
     saes: Mapping[str, SparseAutoencoder],
@@ -72,8 +72,8 @@ def measure_split(
 ) -> dict[str, SplitSums]:
     """Return the sums of every SAE over the split.
 
-    The SAE replaces the activations of text tokens; special tokens keep theirs, and are neither
-    measured nor predicted.
+    Recon and zeros replace the activations of text tokens; special tokens keep theirs, and are
+    neither measured nor predicted.
 
     Args:
         study: names model, hookpoint and packing.
@@ -115,18 +115,20 @@ def measure_split(
                 captured: list[Tensor] = captured,
                 outputs: dict[str, SAEOutput] = outputs,
             ) -> Tensor:
-                """X as it is, zeros, and the recon of every SAE."""
+                """Return x as it is, zeros, and the recon of every SAE, stacked."""
+                x = x[: len(text)]  # the copies are equal up to here
                 inside = text.to(x.device)
                 flat = x[inside].float()
                 captured.append(flat)
-                spliced = [x, torch.zeros_like(x)]
-                for key, sae in saes.items():
-                    outputs[key] = sae(flat)
-                    spliced.append(x.clone())
-                    spliced[-1][inside] = outputs[key].recon.to(x.dtype)
-                return torch.cat(spliced)
+                outputs.update((key, sae(flat)) for key, sae in saes.items())
+                spliced = x.repeat(2 + len(saes), 1, 1, 1)
+                spliced[1, inside] = 0
+                for row, out in enumerate(outputs.values(), start=2):
+                    spliced[row, inside] = out.recon.to(x.dtype)
+                return spliced.flatten(0, 1)
 
-            logits = lm.splice(ids, hookpoint, variants)
+            # A batch that grew inside the hook would not fit the attention masks made before it.
+            logits = lm.splice(ids.repeat(2 + len(saes), 1), hookpoint, variants)
             ce = _cross_entropy(logits, ids)[:, predicted]
             flat = captured[0]
             here = (documents[text], frequency.bands[ids[text]])

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssae.objective.base import Objective
+from ssae.ranks import all_reduce
 
 # Below this |tilt| * range(losses), R is its Taylor expansion: the logarithm would cancel.
 SMALL = 1e-4
@@ -81,15 +82,15 @@ class TERM(Objective):
 
         effective_sample_size = (sum w)^2 / sum w^2 / n, in (0, 1].
         """
-        exponents = (self.tilt * losses.detach()).double()
-        largest = _all_reduce(exponents.amax(), dist.ReduceOp.MAX)
+        exponents = self.tilt * losses.detach().double()
+        largest = all_reduce(exponents.amax(), dist.ReduceOp.MAX)
         raw = torch.exp(exponents - largest)
         moments = torch.stack([raw.sum(), raw.square().sum(), raw.new_tensor(len(raw))])
-        total, squares, count = _all_reduce(moments, dist.ReduceOp.SUM).unbind()
+        total, squares, count = all_reduce(moments).unbind()
         weights = (raw * count / total).to(losses.dtype)  # mean 1 over the global batch
         surrogate = (weights * losses).mean()
         if self.tilt == 0:
-            value = _all_reduce(losses.detach().double().sum(), dist.ReduceOp.SUM) / count
+            value = all_reduce(losses.detach().double().sum()) / count
         else:  # in float64, so that small tilts do not cancel
             value = (largest + torch.log(total / count)) / self.tilt
         loss = surrogate - surrogate.detach() + value.to(losses.dtype)
@@ -98,13 +99,6 @@ class TERM(Objective):
             "largest_weight": 1 / total,  # the largest of all ranks has raw = 1
         }
         return loss, logged
-
-
-def _all_reduce(value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value, operation)
-    return value
 
 
 def _check(losses: Tensor, tilt: float) -> None:

@@ -1,0 +1,75 @@
+"""What `ssae --help` and `ssae <verb> --help` say."""
+
+from pathlib import Path
+
+VERBS = {
+    "run": "everything in order: retrieve, harvest, train every arm, evaluate, report",
+    "retrieve": "rank the pool by closeness to the seeds, keep a budget of tokens",
+    "harvest": "store the language model's activations on an arm's documents",
+    "train": "train the SAE of one arm (arm=specialist), and what it starts from",
+    "evaluate": "measure every arm on the subdomain's and the general test split",
+}
+
+HELP = """\
+ssae: specialised sparse autoencoders - find the rare concepts of a subdomain in a language model
+
+usage: ssae <verb> [key=value ...]
+
+{verbs}
+
+All verbs read one composed config; an override has one spelling everywhere:
+  ssae run                                    the embedded study: no account, no GPU, no download
+  ssae run experiment=files corpus.pool=pool.jsonl corpus.seeds=seeds.jsonl language_model.name=DIR
+  ssae train arm=specialist objective=term objective.tilt=5 sae.k=32
+  ssae run -m seed=0,1,2                      a sweep (add hydra/launcher=joblib to run in parallel)
+
+Groups (group=choice):
+{groups}
+
+  ssae <verb> --cfg job                       print the composed config with every key
+  ssae <verb> --help                          what a verb reads, writes and is steered by
+Results: artifacts/<verb>/<hash>, reused when nothing that decides them changed;
+runs/<name>/<time>: logs, the composed config and, from `ssae run`, the report.
+"""
+
+VERB_HELP = {
+    "run": """\
+Trains four SAEs and compares them:
+  generalist      on random documents of the pool (or loaded: arms.generalist.init_from=DIR
+                  arms.generalist.num_tokens=0)
+  control         the generalist, trained on with random documents: what more training alone gives
+  specialist_erm  the generalist, trained on with the retrieved documents, plain mean of the losses
+  specialist      the same with objective= (default: term, tilted risk)
+writes  runs/<name>/<time>/{report.html, metrics.json, artifacts/}
+steered by  budget_tokens, generalist.*, specialist.*, sae.*, objective.*, training.*, seed""",
+    "retrieve": """\
+reads   corpus.pool, corpus.seeds
+writes  artifacts/retrieve/<hash>/documents   datasets folder: text, source, score, rank, retriever
+steered by  retriever=dense|bm25|random, retriever.*, budget_tokens, arm=<whose documents>""",
+    "harvest": """\
+reads   the documents of arm=
+writes  artifacts/harvest/<hash>/shard_*.safetensors   activations, token_ids, ...
+steered by  language_model.*, hookpoint, context_length, bos, harvest_batch_tokens, shard_tokens""",
+    "train": """\
+reads   the harvest of arm=, and the SAE it starts from (arms.<arm>.init_from)
+writes  artifacts/train/<hash>/{sae.safetensors, sae.json}; load with ssae.load(folder)
+steered by  arm, sae.*, objective.*, training.*, trainer=auto|cpu, logger=csv|wandb|none, seed
+An interrupted run continues from its last checkpoint when the same command is given again.
+Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [overrides]""",
+    "evaluate": """\
+reads   every arm's SAE, both test splits
+writes  artifacts/evaluate/<hash>/{metrics.json, tables.json}
+steered by  num_bootstraps, evaluation_batch_tokens""",
+}
+
+
+def help_text(conf: Path) -> str:
+    """Return the text of `ssae --help`; the groups are those found in `conf`."""
+    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    folders = sorted(path for path in conf.rglob("*") if path.is_dir())
+    groups = "\n".join(
+        f"  {folder.relative_to(conf).as_posix():<18} "
+        + ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        for folder in folders
+    )
+    return HELP.format(verbs=verbs, groups=groups)

@@ -1,0 +1,261 @@
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ssae
+from ssae.activation.shards import Activations
+from ssae.artifact import Artifact
+from ssae.harvest import harvest_for
+from ssae.objective.term import TERM
+from ssae.sae.relu import ReLUSAE
+from ssae.sae.topk import TopKSAE
+from ssae.study import Study
+from ssae.train import train
+
+BATCH = 64
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    files = ("sae.safetensors", "latents.safetensors")
+    return {
+        name: value for file in files for name, value in load_file(artifact.path / file).items()
+    }
+
+
+def assert_bitwise_equal(a: Artifact, b: Artifact) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys() == {
+        "W_enc", "W_dec", "b_enc", "b_dec", "fire_counts", "tokens_since_fired"
+    }  # fmt: skip
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def with_arm(study: Study, name: str, **changes) -> Study:
+    arm = dataclasses.replace(study.arms[name], **changes)
+    return dataclasses.replace(study, arms=study.arms | {name: arm})
+
+
+def with_training(study: Study, **changes) -> Study:
+    return dataclasses.replace(study, training=dataclasses.replace(study.training, **changes))
+
+
+class RaiseAt(lightning.Callback):
+    """Ends the run like a lost machine would, before the optimiser of a step has run."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("the machine is gone")
+
+
+def trainer_with(callback: lightning.Callback) -> functools.partial:
+    """A Trainer that runs one more callback, beside those that training passes."""
+
+    def make(*, callbacks, **options):
+        return lightning.Trainer(callbacks=[*callbacks, callback], **options)
+
+    return functools.partial(
+        make, accelerator="cpu", devices=1, precision="32-true", log_every_n_steps=1,
+        enable_progress_bar=False,
+    )  # fmt: skip
+
+
+def fvu(sae, activations: Activations) -> float:
+    x = activations.slice(0, len(activations)).activations
+    with torch.no_grad():
+        return float((x - sae(x).recon).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def test_a_trained_sae_is_finite_has_unit_directions_and_explains_the_activations(
+    make_study, tmp_path
+):
+    study = with_arm(make_study(tmp_path), "first", num_tokens=150 * BATCH)
+    artifact = train(study, "first")
+    sae = ssae.load(artifact.path)
+    assert all(torch.isfinite(weight).all() for weight in sae.parameters())
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae))
+    activations = Activations(harvest_for(study, "first"))
+    torch.manual_seed(0)
+    fresh = study.sae(d_in=activations.d_in)
+    with torch.no_grad():
+        fresh.b_dec.copy_(activations.mean)
+    assert fvu(sae, activations) < 0.5 * fvu(fresh, activations)
+    latents = load_file(artifact.path / "latents.safetensors")
+    assert latents["fire_counts"].sum() <= 4 * 150 * BATCH
+    assert latents["fire_counts"].sum() > 3.5 * 150 * BATCH
+    assert artifact.manifest["num_tokens"] == 150 * BATCH
+    names = sorted(path.name for path in artifact.path.iterdir())
+    assert names == ["DONE", "config.yaml", "latents.safetensors", "manifest.json", "sae.json",
+                     "sae.safetensors"]  # fmt: skip
+
+
+def test_one_seed_gives_the_same_bits_and_another_seed_does_not(make_study, tmp_path):
+    runs = [train(make_study(tmp_path / name), "first") for name in "ab"]
+    assert_bitwise_equal(*runs)
+    other = train(make_study(tmp_path / "c", seed=1), "first")
+    assert not torch.equal(weights(other)["W_dec"], weights(runs[0])["W_dec"])
+
+
+def test_the_state_of_the_global_generator_does_not_reach_training(make_study, tmp_path):
+    torch.manual_seed(11)
+    first = train(make_study(tmp_path / "a"), "first")
+    torch.manual_seed(12)
+    assert_bitwise_equal(first, train(make_study(tmp_path / "b"), "first"))
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+@pytest.mark.parametrize("stop", [10, 17])
+def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(
+    make_study, tmp_path, kind, stop
+):
+    saes = {
+        "topk": functools.partial(TopKSAE, d_sae=64, k=4, auxk_coefficient=1 / 32, k_aux=8),
+        "relu": functools.partial(
+            ReLUSAE, d_sae=64, l1_coefficient=1.0, auxk_coefficient=1 / 32, k_aux=8
+        ),
+    }
+
+    def make(name):
+        study = with_training(make_study(tmp_path / name, sae=saes[kind]), dead_after_tokens=100)
+        return with_arm(study, "first", objective=TERM(tilt=2.0))
+
+    whole, study = train(make("whole"), "first"), make("parts")
+    broken = dataclasses.replace(study, trainer=trainer_with(RaiseAt(stop)))
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        train(broken, "first")
+    folder = tmp_path / "parts" / "artifacts" / "train"
+    assert [path.name for path in folder.glob("*.partial/last.ckpt")] == ["last.ckpt"]
+    assert not list(folder.glob("*/sae.safetensors"))
+
+    steps, num_dead = [], []
+
+    class Count(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *_) -> None:
+            steps.append(trainer.global_step)
+            num_dead.append(int(module.dead_latents.dead.sum()))
+
+    continued = train(dataclasses.replace(study, trainer=trainer_with(Count())), "first")
+    assert steps == list(range(11, 21))  # it did continue from step 10
+    assert_bitwise_equal(whole, continued)
+    assert kind == "relu" or max(num_dead) > 0  # the auxk loss took part
+    assert not list(folder.glob("*.partial"))
+
+
+def test_an_arm_starts_from_the_sae_of_another(make_study, tmp_path):
+    study = with_arm(make_study(tmp_path), "second", num_tokens=1, lr=1e-12)
+    second = train(study, "second")
+    first = train(study, "first")  # was trained on the way
+    assert len(list((tmp_path / "artifacts" / "train").glob("*/DONE"))) == 2
+    for name, weight in load_file(first.path / "sae.safetensors").items():
+        found = load_file(second.path / "sae.safetensors")[name]
+        torch.testing.assert_close(found, weight, rtol=1e-5, atol=1e-6)
+    metadata = json.loads((second.path / "sae.json").read_text())["metadata"]
+    assert (metadata["arm"], metadata["hookpoint"]) == ("second", "gpt_neox.layers.1")
+
+
+def test_an_arm_starts_from_a_directory(make_study, tmp_path):
+    study = make_study(tmp_path)
+    first = train(study, "first")
+    elsewhere = with_arm(study, "second", init_from=str(first.path))
+    assert train(elsewhere, "second") == train(study, "second")
+
+
+def test_no_tokens_take_the_sae_as_it_is(make_study, tmp_path):
+    study = with_arm(make_study(tmp_path), "second", num_tokens=0)
+    second, first = train(study, "second"), train(study, "first")
+    assert second.path != first.path
+    files = [artifact.path / "sae.safetensors" for artifact in (first, second)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_number_of_tokens_is_rounded_up_to_whole_steps(make_study, tmp_path):
+    artifact = train(with_arm(make_study(tmp_path), "first", num_tokens=2 * BATCH + 1), "first")
+    assert artifact.manifest["num_tokens"] == 3 * BATCH
+
+
+def test_what_decides_the_weights_decides_the_address_and_nothing_else(make_study, tmp_path):
+    study = with_arm(make_study(tmp_path), "first", num_tokens=BATCH)
+    base = train(study, "first")
+    same = with_training(study, checkpoint_every_steps=3)
+    assert train(same, "first") == base
+    for changed in (
+        with_arm(study, "first", lr=1e-4),
+        with_arm(study, "first", objective=TERM(tilt=1.0)),
+        with_training(study, warmup_steps=7),
+        dataclasses.replace(study, seed=5),
+    ):
+        assert train(changed, "first") != base
+
+
+def saved_sae(folder: Path, d_in: int, scale: float = 1.0) -> str:
+    torch.manual_seed(0)
+    sae = TopKSAE(d_in, 64, k=4, auxk_coefficient=1 / 32, k_aux=8)
+    with torch.no_grad():
+        sae.b_dec.fill_(scale)
+    ssae.save(sae, folder)
+    return str(folder)
+
+
+def test_an_sae_of_another_width_or_of_other_activations_is_refused(make_study, tmp_path):
+    study = make_study(tmp_path)
+    wide = saved_sae(tmp_path / "wide", d_in=24)
+    with pytest.raises(ValueError, match=r"width 24, hookpoint gpt_neox\.layers\.1 gives 16"):
+        train(with_arm(study, "second", init_from=wide), "second")
+    foreign = saved_sae(tmp_path / "foreign", d_in=16, scale=1000.0)
+    with pytest.raises(ValueError, match=r"has fvu \d+\.\d+ on these activations"):
+        train(with_arm(study, "second", init_from=foreign), "second")
+    assert not list((tmp_path / "artifacts" / "train").glob("*/sae.safetensors"))
+
+
+def test_an_init_from_that_names_nothing_is_refused(make_study, tmp_path):
+    study = make_study(tmp_path)
+    with pytest.raises(ValueError, match=r"neither an arm \(first, second\) nor a directory"):
+        train(with_arm(study, "second", init_from="third"), "second")
+
+
+def test_arms_that_start_from_themselves_or_each_other_are_refused(make_study, tmp_path):
+    study = make_study(tmp_path)
+    with pytest.raises(ValueError, match=r"arms\.second\.init_from leads in a circle: second from"):
+        with_arm(study, "second", init_from="second")
+    with pytest.raises(ValueError, match="circle: first from second from first"):
+        with_arm(study, "first", init_from="second")
+
+
+class Poison(lightning.Callback):
+    """Makes a weight infinite after some step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                module.sae.b_dec[0] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("step", "message"), [(7, "the loss is .* at step 7"), (20, "b_dec holds non-finite values")]
+)
+def test_a_run_that_diverges_stops_and_leaves_no_artifact(make_study, tmp_path, step, message):
+    study = make_study(tmp_path, trainer=trainer_with(Poison(step)))
+    with pytest.raises(ValueError, match=message):
+        train(study, "first")
+    assert not list((tmp_path / "artifacts" / "train").glob("*/DONE"))
+    assert not list((tmp_path / "artifacts" / "train").rglob("sae.safetensors"))
+
+
+def test_a_damaged_starting_sae_is_refused(make_study, tmp_path):
+    folder = saved_sae(tmp_path / "damaged", d_in=16)
+    path = Path(folder) / "sae.safetensors"
+    save_file(load_file(path) | {"b_dec": torch.full((16,), float("nan"))}, path)
+    with pytest.raises(ValueError, match="b_dec holds non-finite values"):
+        train(with_arm(make_study(tmp_path), "second", init_from=folder), "second")
