@@ -66,6 +66,11 @@ def perplexity_spliced(sums: Sums) -> np.ndarray:
     return np.exp(ce_spliced(sums))
 
 
+def perplexity_ratio(sums: Sums) -> np.ndarray:
+    """perplexity_spliced / perplexity_clean = exp(delta_ce): 1 is no damage."""
+    return np.exp(delta_ce(sums))
+
+
 def perplexity_zero(sums: Sums) -> np.ndarray:
     """exp(ce_zero)."""
     return np.exp(ce_zero(sums))
@@ -73,6 +78,6 @@ def perplexity_zero(sums: Sums) -> np.ndarray:
 
 FORMULAS = (
     fvu, l0, ce_clean, ce_spliced, ce_zero, delta_ce, ce_recovered,
-    perplexity_clean, perplexity_spliced, perplexity_zero,
+    perplexity_clean, perplexity_spliced, perplexity_ratio, perplexity_zero,
 )  # fmt: skip
 """All of them, in the order of metrics.json."""

@@ -23,6 +23,7 @@ METRICS = {
     "read perplexity first.",
     "perplexity_clean": "exp(ce_clean).",
     "perplexity_spliced": "exp(ce_spliced). Lower is better; perplexity_clean is the floor.",
+    "perplexity_ratio": "perplexity_spliced / perplexity_clean = exp(delta_ce). 1 is no damage.",
     "perplexity_zero": "exp(ce_zero).",
     "num_silent": "latents that fired on none of the N tokens of the split. Their firing rate is "
     "at most 3/N with 95 % confidence; that is not the same as dead.",

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from ssae.report.svg import INK, RC, canvas, plain, to_svg
 from ssae.report.table import (
     BANDS,
+    MIN_TOKENS,
     RETRIEVAL,
     RETRIEVERS,
     SAES,
@@ -51,9 +52,11 @@ def by_band(
     styles: Mapping[str, Style],
     title: str,
     label: str,
-    relative_to: str | None = None,
+    reference: float | None = None,
 ) -> str:
     """Draw a metric per token-frequency band: one dot per SAE, intervals where there are any.
+
+    Bands of fewer than MIN_TOKENS tokens are left out: their intervals would set the scale.
 
     Args:
         metrics: the rows of metrics.json.
@@ -62,10 +65,9 @@ def by_band(
         styles: the SAEs to draw, from `styles`.
         title: what is seen.
         label: the x axis, with its unit.
-        relative_to: divide by this metric of the same SAE and band (differences of a few per cent
-            are lost where the bands differ a hundredfold); bands without it are left out.
+        reference: a value to mark.
     """
-    dots = [dot for dot in _dots(metrics, name, split, relative_to) if dot.sae in styles]
+    dots = [dot for dot in _dots(metrics, name, split) if dot.sae in styles]
     bands = ordered((dot.band for dot in dots), BANDS)
     if not bands:
         return ""
@@ -90,8 +92,8 @@ def by_band(
     axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     values = [dot.value for dot in dots]
-    if relative_to is not None:
-        axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
+    if reference is not None:
+        axes.axvline(reference, color=INK, linewidth=0.8, linestyle=":")
     elif min(values) > 0 and max(values) > 20 * min(values):
         axes.set_xscale("log")
     else:
@@ -109,22 +111,14 @@ class _Dot(NamedTuple):
     num_tokens: int | None
 
 
-def _dots(
-    metrics: Sequence[Metric], name: str, split: str, relative_to: str | None
-) -> Iterator[_Dot]:
+def _dots(metrics: Sequence[Metric], name: str, split: str) -> Iterator[_Dot]:
     for row in metrics:
         if row["name"] != name or row.get("split") != split or row["band"] == "all":
             continue
-        unit = 1.0
-        if relative_to is not None:
-            base = find(metrics, relative_to, sae=row["sae"], split=split, band=row["band"])
-            unit = finite(base) or math.nan
-        value, low, high = (
-            None if (given := finite(row, key)) is None or math.isnan(unit) else given / unit
-            for key in ("value", "low", "high")
-        )
-        if value is not None:
-            yield _Dot(row["sae"], row["band"], value, low, high, row.get("num_tokens"))
+        value, low, high = (finite(row, key) for key in ("value", "low", "high"))
+        num_tokens = row.get("num_tokens")
+        if value is not None and (num_tokens is None or num_tokens >= MIN_TOKENS):
+            yield _Dot(row["sae"], row["band"], value, low, high, num_tokens)
 
 
 @matplotlib.rc_context(RC)

@@ -35,8 +35,8 @@ TEXT_LIMIT = (
 )
 NUM_LATENTS = 10
 BAND_FIGURES = (
-    ("perplexity_spliced", "Perplexity", "perplexity with the SAE / without", "perplexity_clean"),
-    ("fvu", "Reconstruction error", "fvu", None),
+    ("perplexity_spliced", "perplexity_ratio", "Perplexity", "with the SAE / without", 1),
+    ("fvu", "fvu", "Reconstruction error", "fvu", None),
 )
 
 
@@ -175,18 +175,19 @@ def _band_figures(
     metrics: Sequence[Metric],
     styles: Mapping[str, figures.Style],
     name: str,
+    drawn: str,
     title: str,
     label: str,
-    relative_to: str | None,
+    reference: float | None,
 ) -> dict[str, Any]:
     drawings = []
     for split in SPLITS:
         heading = f"{title} by token frequency: {split}"
-        common: dict[str, Any] = {"name": name, "split": split, "styles": styles, "title": heading}
-        svg = figures.by_band(metrics, label=label, relative_to=relative_to, **common)
-        if not svg and relative_to:
-            svg = figures.by_band(metrics, label=name, **common)
-        drawings.append((split, Markup(svg), describe_bands(metrics, name, split)))
+        svg = figures.by_band(
+            metrics, name=drawn, split=split, styles=styles, title=heading, label=label,
+            reference=reference,
+        )  # fmt: skip
+        drawings.append((split, Markup(svg), describe_bands(metrics, drawn, split)))
     return {"name": name, "title": title, "drawings": drawings}
 
 

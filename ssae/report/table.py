@@ -13,6 +13,10 @@ RETRIEVERS = ("random", "bm25", "dense")
 RETRIEVAL = ("precision", "recall", "average_precision")
 
 
+MIN_TOKENS = 50
+"""Bands of fewer tokens are in the tables, not in figures and sentences."""
+
+
 class Column(NamedTuple):
     """One column of the headline table."""
 

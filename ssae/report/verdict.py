@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ssae.report.table import BANDS, Metric, find, finite, spell, spell_change
+from ssae.report.table import BANDS, MIN_TOKENS, Metric, find, finite, spell, spell_change
 
 SUBJECT = "specialist"
 WORDS = {"fvu": "fvu", "perplexity_spliced": "spliced perplexity"}
@@ -184,6 +184,7 @@ def describe_bands(metrics: Sequence[Metric], name: str, split: str) -> str:
         (band, change)
         for band in BANDS
         if (change := compare(metrics, name, split, "generalist", band=band))
+        and _num_tokens(metrics, name, split, band) >= MIN_TOKENS
     ]
     if not changes:
         return ""
@@ -195,3 +196,8 @@ def describe_bands(metrics: Sequence[Metric], name: str, split: str) -> str:
         f"from {spell_change(low.relative)} in band {low_band}"
     )
     return f"{text} to {spell_change(high.relative)} in band {high_band} (per million tokens)."
+
+
+def _num_tokens(metrics: Sequence[Metric], name: str, split: str, band: str) -> float:
+    row = find(metrics, name, sae=SUBJECT, split=split, band=band)
+    return MIN_TOKENS if row is None else row.get("num_tokens") or MIN_TOKENS

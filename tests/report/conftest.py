@@ -31,6 +31,7 @@ def metrics() -> list[dict]:
                 add("fvu", 0.4 - 0.03 * k - 0.013 * i, low=0.01, high=0.5, band=band, **at)
                 add("perplexity_clean", 1000.5 / 4**k, band=band, **at)
                 add("perplexity_spliced", (1.3 + i / 8) * 1000.5 / 4**k, band=band, **at)
+                add("perplexity_ratio", 1.3 + i / 8, low=1.2, high=1.9, band=band, **at)
     for i, retriever in enumerate(("random", "bm25", "dense")):
         for j, name in enumerate(("precision", "recall", "average_precision")):
             add(name, 0.1 + 0.3 * i + 0.017 * j, retriever=retriever)

@@ -45,7 +45,7 @@ def everything(metrics, tables):
     options = {"split": "subdomain_test", "styles": STYLES, "title": "t"}
     return [
         bands(metrics),
-        bands(metrics, "perplexity_spliced", relative_to="perplexity_clean"),
+        bands(metrics, "perplexity_ratio", reference=1.0),
         figures.error_by_rank(tables["error_by_rank"], **options),
         figures.firing_rates(tables["firing_rates"], **options),
         figures.retrieval(metrics, title="t"),
@@ -69,8 +69,15 @@ def test_dots_stand_at_the_given_values(metrics):
         )
 
 
-def test_relative_dots_are_the_quotient(metrics):
-    svg = bands(metrics, "perplexity_spliced", relative_to="perplexity_clean")
+def test_a_band_too_small_to_say_anything_is_not_drawn(metrics):
+    rows = [{**r, "num_tokens": 49} if r["band"] == BANDS[0] else r for r in metrics]
+    texts = [t.text for t in ElementTree.fromstring(bands(rows)).iter(f"{SVG}text")]
+    assert BANDS[0] not in texts
+    assert BANDS[1] in texts
+
+
+def test_dots_stand_where_they_should_beside_a_reference(metrics):
+    svg = bands(metrics, "perplexity_ratio", reference=1.0)
     for index in range(4):
         shown = values_at(svg, drawn(svg, f"series-{index}")[:, 0])
         np.testing.assert_allclose(shown, 1.3 + index / 8, atol=1e-3)
