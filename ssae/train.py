@@ -179,8 +179,11 @@ def _init_folder(study: Study, arm_name: str) -> Path | None:
     return Path(init)
 
 
-def _sae_identity(folder: Path) -> dict[str, str]:
-    return {name: file_sha256(folder / name) for name in ("sae.json", "sae.safetensors")}
+def _sae_identity(folder: Path) -> dict[str, Any]:
+    """Return what makes it this SAE: not its metadata, which name paths and arms."""
+    described = load_description(folder)
+    identity = {key: described.get(key) for key in ("architecture", "hyperparameters")}
+    return identity | {"weights": file_sha256(folder / "sae.safetensors")}
 
 
 def _copy(init: Path, folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def brute_force(tokens: list[dict[str, float]], name: str) -> float:
         "ce_recovered": (zero - spliced) / (zero - clean),
         "perplexity_clean": math.exp(clean),
         "perplexity_spliced": math.exp(spliced),
+        "perplexity_ratio": math.exp(spliced - clean),
         "perplexity_zero": math.exp(zero),
     }[name]
 
