@@ -98,6 +98,10 @@ def call_verb(verb: str, study: Any) -> None:
 
 def print_made(artifact: Any) -> None:
     """Say where the result lies and what its manifest says of it."""
+    from ssae.ranks import rank
+
+    if rank() > 0:
+        return
     print(artifact.path)  # noqa: T201
     for key, value in artifact.manifest.items():
         if key not in ("files", "libraries"):
@@ -176,6 +180,10 @@ def _quiet_libraries() -> None:
     import lightning  # noqa: F401 - its import sets its loggers' level
     import transformers
 
+    from ssae.ranks import rank
+
+    if rank() > 0:
+        logging.disable(logging.INFO)  # rank 0 tells the same story
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ssae.artifact import file_sha256
 
 AUTO = "auto"
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
@@ -54,13 +55,20 @@ class LanguageModel:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the activations: the commit, or the checksums of a directory."""
+        return self._files(("*.safetensors", *TOKENIZER_FILES, "config.json")) | {
+            "dtype": self.dtype
+        }
+
+    def tokenizer_identity(self) -> dict[str, Any]:
+        """Return what decides the tokens alone."""
+        return self._files(TOKENIZER_FILES)
+
+    def _files(self, patterns: tuple[str, ...]) -> dict[str, Any]:
         folder = Path(self.name)
         if folder.is_dir():
-            kinds = ("*.safetensors", "*.json", "*.model", "*.txt")
-            files = sorted(path for kind in kinds for path in folder.glob(kind))
-            return {"files": {path.name: file_sha256(path) for path in files}, "dtype": self.dtype}
-        commit = getattr(self._config, "_commit_hash", None)
-        return {"name": self.name, "commit": commit, "dtype": self.dtype}
+            files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+            return {"files": {path.name: file_sha256(path) for path in files}}
+        return {"name": self.name, "commit": getattr(self._config, "_commit_hash", None)}
 
     @functools.cached_property
     def _config(self) -> Any:

@@ -35,7 +35,7 @@ def retrieve(study: Study, retriever: Retriever, budget_tokens: int) -> Artifact
         "corpus": corpus,
         "retriever": retriever,
         "budget_tokens": budget_tokens,
-        "tokenizer": study.language_model.identity(),
+        "tokenizer": study.language_model.tokenizer_identity(),
         "format": 1,
     }
 

@@ -13,6 +13,7 @@ from ssae.activation.shards import Activations
 from ssae.artifact import Artifact
 from ssae.harvest import harvest_for
 from ssae.objective.term import TERM
+from ssae.retrieve import retrieve_for
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 from ssae.study import Study
@@ -259,3 +260,16 @@ def test_a_damaged_starting_sae_is_refused(make_study, tmp_path):
     save_file(load_file(path) | {"b_dec": torch.full((16,), float("nan"))}, path)
     with pytest.raises(ValueError, match="b_dec holds non-finite values"):
         train(with_arm(make_study(tmp_path), "second", init_from=folder), "second")
+
+
+def test_what_does_not_change_a_result_does_not_change_its_hash(make_study, tmp_path):
+    study = make_study(tmp_path)
+    first = train(study, "first")
+    model = dataclasses.replace(study.language_model, device="cpu:0")
+    faster = dataclasses.replace(study.training, checkpoint_every_steps=3)
+    assert train(make_study(tmp_path, language_model=model, training=faster), "first") == first
+    half = dataclasses.replace(study.language_model, dtype="bfloat16")
+    assert retrieve_for(make_study(tmp_path, language_model=half), "first") == retrieve_for(
+        study, "first"
+    )
+    assert train(make_study(tmp_path, language_model=half), "first") != first
