@@ -48,6 +48,7 @@ def evaluate(study: Study) -> Artifact:
     pool_sample = retrieve(study, study.frequency_retriever, study.frequency_tokens)
     inputs = {
         "arms": trained,
+        "arm": study.arm,  # whose latents are compared
         "splits": harvested,
         "pool_sample": pool_sample,
         "dead_after_tokens": study.training.dead_after_tokens,
