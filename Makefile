@@ -37,5 +37,5 @@ clean: ## remove the environment and everything built
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(PIP) -e ".[cpu,dev,joblib]" -c constraints.txt
+	$(PIP) -e ".[cpu,dev]" -c constraints.txt
 	touch $@

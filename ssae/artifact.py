@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -70,10 +71,18 @@ def content_hash(value: Any) -> str:
 
 
 _announced: set[Path] = set()
+CHECKED_BYTES = 2**26
+"""Reuse compares the checksums of files up to this size; of larger ones (shards) the size."""
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hex."""
+    """Return the sha256 of a file's bytes, in hex; a file is read once per version of it."""
+    status = path.stat()
+    return _sha256(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.cache
+def _sha256(path: Path, *version: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -100,12 +109,18 @@ class Artifact:
         """`manifest.json`."""
         return json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
 
-    def corrupt_files(self) -> list[str]:
-        """Return the files whose bytes no longer match the manifest (reads everything)."""
+    def corrupt_files(self, checked_bytes: float = math.inf) -> list[str]:
+        """Return the files that are missing or no longer what the manifest says.
+
+        Args:
+            checked_bytes: of larger files only the size is compared.
+        """
         return [
             name
             for name, entry in self.manifest["files"].items()
-            if not (self.path / name).is_file() or file_sha256(self.path / name) != entry["sha256"]
+            if not (self.path / name).is_file()
+            or (self.path / name).stat().st_size != entry["size"]
+            or (entry["size"] <= checked_bytes and file_sha256(self.path / name) != entry["sha256"])
         ]
 
 
@@ -132,10 +147,13 @@ def build(
         resumable: leave a partial folder of an earlier, interrupted call for `make` to continue.
 
     Raises:
-        ValueError: the finished directory has lost files or their size has changed.
+        ValueError: the finished directory is damaged, or the folder cannot be written.
     """
     artifact = locate(root, verb, inputs)
-    artifact.path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        artifact.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{error}; set artifacts=<a folder you can write to>") from error
     if artifact.path.exists():
         return _reuse(artifact)
     lock = FileLock(artifact.path.with_suffix(".lock"))
@@ -163,15 +181,14 @@ def build(
 
 def _reuse(artifact: Artifact) -> Artifact:
     path = artifact.path
-    broken = [
-        name
-        for name, entry in (artifact.manifest["files"] if (path / "DONE").exists() else {}).items()
-        if not (path / name).is_file() or (path / name).stat().st_size != entry["size"]
-    ]
-    if broken or not (path / "DONE").exists():
+    try:
+        broken = artifact.corrupt_files(CHECKED_BYTES) if (path / "DONE").exists() else ["DONE"]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        broken = ["manifest.json"]
+    if broken:
         raise ValueError(
-            f"artifact {path} is damaged ({', '.join(broken[:3]) or 'DONE is missing'}); "
-            f"remove it and run again: rm -r {path}"
+            f"artifact {path} is damaged ({', '.join(broken[:3])}); remove it and run again: "
+            f"rm -r {path}"
         )
     if path not in _announced:  # a verb may ask for the same input many times
         _announced.add(path)

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ssae import __version__
 from ssae.help import VERB_HELP, VERBS, help_text
 
 HERE = Path(__file__).parent
@@ -115,6 +116,9 @@ def main() -> None:
     if verb in ("-h", "--help", "help"):
         print(help_text(CONF))  # noqa: T201 - this is what was asked for
         return
+    if verb == "--version":
+        print(f"ssae {__version__}")  # noqa: T201
+        return
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean `ssae {near[0]}`? " if near else ""
@@ -171,7 +175,7 @@ def _known_keys() -> list[str]:
         keys = [walk(node._get_node(key), f"{prefix}.{key}".strip(".")) for key in node]
         return [prefix, *(name for names in keys for name in names)]
 
-    return [name for name in groups + walk(cfg, "") if name]
+    return sorted({name for name in groups + walk(cfg, "") if name})
 
 
 def _quiet_libraries() -> None:

@@ -59,7 +59,7 @@ Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [ov
     "evaluate": """\
 reads   every arm's SAE, both test splits
 writes  artifacts/evaluate/<hash>/{metrics.json, tables.json}
-steered by  num_bootstraps, evaluation_batch_tokens""",
+steered by  evaluation_tokens, frequency_tokens, num_bootstraps, arm=<whose latents to compare>""",
 }
 
 

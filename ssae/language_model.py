@@ -130,16 +130,22 @@ class LanguageModel:
             + f"blocks: {blocks}.0 .. {blocks}.{last}; set hookpoint={near[0] if near else AUTO}"
         )
 
+    def _module(self, hookpoint: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(hookpoint)
+        except AttributeError:  # "auto", or a name that is not there: resolve explains
+            return self.model.get_submodule(self.resolve(hookpoint))
+
     @torch.no_grad()
     def capture(self, input_ids: Tensor, hookpoint: str) -> Tensor:
         """Return the module's output (batch, length, d_in); the forward stops right after it."""
         captured: list[Tensor] = []
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            captured.append(_hidden(output))
+            captured.append(_hidden(output, input_ids, hookpoint))
             raise _Stop
 
-        handle = self.model.get_submodule(hookpoint).register_forward_hook(hook)
+        handle = self._module(hookpoint).register_forward_hook(hook)
         try:
             self.model(input_ids=input_ids.to(self.device_used), use_cache=False)
         except _Stop:
@@ -153,11 +159,11 @@ class LanguageModel:
         """Return logits (batch, length, vocab) with the module's output x replaced by fn(x)."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            x = _hidden(output)
+            x = _hidden(output, input_ids, hookpoint)
             replaced = fn(x).to(x.dtype)
             return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
 
-        handle = self.model.get_submodule(hookpoint).register_forward_hook(hook)
+        handle = self._module(hookpoint).register_forward_hook(hook)
         try:
             return self.model(input_ids=input_ids.to(self.device_used), use_cache=False).logits
         finally:
@@ -177,5 +183,12 @@ class LanguageModel:
             ) from error
 
 
-def _hidden(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
+def _hidden(output: Any, input_ids: Tensor, hookpoint: str) -> Tensor:
+    x = output if isinstance(output, Tensor) else output[0]
+    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[:2] != input_ids.shape:
+        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"hookpoint {hookpoint!r} gives {found} for input_ids of shape "
+            f"{tuple(input_ids.shape)}, not (batch, length, d_in); set hookpoint=auto"
+        )
+    return x

@@ -25,15 +25,30 @@ def retrieve_for(study: Study, arm: str) -> Artifact:
     return retrieve(study, study.arms[arm].retriever, study.arms[arm].budget_tokens)
 
 
+def score(study: Study, retriever: Retriever) -> Artifact:
+    """Return the retriever's scores of the whole pool: any budget and any model share them."""
+    corpus = study.corpus.build(study.artifacts)
+    study.language_model.tokenizer  # noqa: B018 - a model that is not there fails now, not later
+
+    def make(folder: Path) -> dict[str, Any]:
+        splits = load_splits(corpus)
+        scores = retriever.score(splits.pool["text"], splits.seeds["text"])
+        np.save(folder / "scores.npy", scores.astype(np.float32), allow_pickle=False)
+        return {"num_documents": len(scores)}
+
+    inputs = {"corpus": corpus, "retriever": retriever, "format": 1}
+    return build(study.artifacts, "score", inputs, make)
+
+
 def retrieve(study: Study, retriever: Retriever, budget_tokens: int) -> Artifact:
     """Return the best-scored documents of the pool, as many as fit the budget.
 
     The document that crosses the budget is still taken, so the selection is never empty.
     """
     corpus = study.corpus.build(study.artifacts)
+    scored = score(study, retriever)
     inputs = {
-        "corpus": corpus,
-        "retriever": retriever,
+        "scores": scored,
         "budget_tokens": budget_tokens,
         "tokenizer": study.language_model.tokenizer_identity(),
         "format": 1,
@@ -41,7 +56,7 @@ def retrieve(study: Study, retriever: Retriever, budget_tokens: int) -> Artifact
 
     def make(folder: Path) -> dict[str, Any]:
         splits = load_splits(corpus)
-        scores = retriever.score(splits.pool["text"], splits.seeds["text"])
+        scores = np.load(scored.path / "scores.npy", allow_pickle=False)
         order = np.argsort(-scores, kind="stable")
         num_tokens = tokens_up_to(study.language_model.tokenizer, splits.pool, order, budget_tokens)
         order = order[: len(num_tokens)]
@@ -51,7 +66,7 @@ def retrieve(study: Study, retriever: Retriever, budget_tokens: int) -> Artifact
             {
                 "text": chosen["text"],
                 "source": chosen["source"],
-                "score": scores[order].astype(np.float32),
+                "score": scores[order],
                 "rank": np.arange(1, len(order) + 1),
                 "retriever": [name] * len(order),
                 "num_tokens": num_tokens,

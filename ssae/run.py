@@ -21,6 +21,7 @@ from ssae.ranks import rank
 from ssae.report.html import write_report
 from ssae.report.terminal import print_table
 from ssae.retrieve import ranking_quality, retrieve, retrieve_for
+from ssae.sae.files import load_description
 from ssae.study import Study
 from ssae.train import train
 
@@ -111,7 +112,7 @@ def log_summary(study: Study, metrics: list[dict[str, Any]]) -> None:
 
 def _summary(study: Study, made: dict[str, Artifact]) -> dict[str, str]:
     corpus = made["corpus"].manifest
-    sae = study.sae.keywords
+    sae = load_description(made[study.arm].path)  # what was trained, whatever sae= says
     return {
         "language model": study.language_model.name,
         "hookpoint": study.language_model.resolve(study.hookpoint),
@@ -120,8 +121,8 @@ def _summary(study: Study, made: dict[str, Artifact]) -> dict[str, str]:
         "retrieved": f"{made['documents'].manifest['num_documents']:,} documents, "
         f"{made['documents'].manifest['num_tokens']:,} tokens "
         f"({made['documents'].manifest['retriever']})",
-        "SAE": f"{study.sae.func.__name__}, "
-        + ", ".join(f"{name} {value}" for name, value in sae.items()),
+        "SAE": f"{sae['architecture']}, "
+        + ", ".join(f"{name} {value}" for name, value in sae["hyperparameters"].items()),
         "objective": repr(study.arms[study.arm].objective),
         "seed": str(study.seed),
     }

@@ -5,10 +5,27 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from ssae.activation.packing import POLICIES
 from ssae.corpus.base import Corpus
 from ssae.language_model import LanguageModel
 from ssae.objective.base import Objective
 from ssae.retriever.base import Retriever
+
+
+def check_types(settings: Any, prefix: str = "") -> None:
+    """Refuse numbers and texts of the wrong type before they fail somewhere else.
+
+    Raises:
+        ValueError: names the setting, what it must be and what it is.
+    """
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        wanted = (int, float) if field.type is float else field.type
+        if field.type in words and (isinstance(value, bool) or not isinstance(value, wanted)):  # pyright: ignore[reportArgumentType]
+            hint = f"; write {int(value)}" if isinstance(value, float) and value % 1 == 0 else ""
+            rule = f"{prefix}{field.name} must be {words[field.type]}"
+            raise ValueError(f"{rule}, got {value!r}{hint}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +50,7 @@ class Arm:
     lr: float
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.budget_tokens < 1:
             raise ValueError(f"budget_tokens must be at least 1, got {self.budget_tokens}")
         if self.num_tokens < 0:
@@ -68,6 +86,7 @@ class Training:
     checkpoint_every_steps: int = dataclasses.field(metadata={"content": False})
 
     def __post_init__(self) -> None:
+        check_types(self, "training.")
         for name in ("batch_size_tokens", "dead_after_tokens", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -112,6 +131,10 @@ class Study:
     num_bootstraps: int
 
     def __post_init__(self) -> None:
+        check_types(self)
+        if self.bos not in POLICIES:
+            raise ValueError(f"bos must be one of {', '.join(POLICIES)}, got {self.bos!r}")
+        object.__setattr__(self, "compare", {k: v for k, v in self.compare.items() if v})
         for name in ("artifacts", "run_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)))
         for name, least in (

@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import save_file
 
@@ -30,6 +30,12 @@ from ssae.study import Study
 log = logging.getLogger(__name__)
 
 SANITY_TOKENS = 4096
+
+# Trainer options that decide how fast the same weights appear, and what is seen meanwhile.
+SPEED_ONLY = {
+    "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "callbacks",
+    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler", "benchmark",
+}  # fmt: skip
 
 
 def train(study: Study, arm_name: str) -> Artifact:
@@ -48,7 +54,7 @@ def train(study: Study, arm_name: str) -> Artifact:
         "num_tokens": arm.num_tokens,
         "lr": arm.lr,
         "training": study.training,
-        "precision": study.trainer.keywords.get("precision"),
+        "trainer": {k: v for k, v in study.trainer.keywords.items() if k not in SPEED_ONLY},
         "seed": study.seed,
         "format": 1,
     }
@@ -99,9 +105,13 @@ def _train(
     logger = None
     if study.logger is not None:
         logger = study.logger(save_dir=study.run_dir / "logs", name=arm_name)
+    callbacks: list[L.Callback] = [checkpoints, *study.trainer.keywords.get("callbacks", [])]
+    if study.trainer.keywords.get("enable_progress_bar", True):
+        callbacks.append(_ProgressBar())
     trainer = study.trainer(
         max_steps=num_steps,
-        callbacks=[checkpoints],
+        max_epochs=1,  # to Lightning; the order of batches knows the real ones
+        callbacks=callbacks,
         logger=logger or False,
         default_root_dir=folder,
         use_distributed_sampler=False,  # the datamodule knows its rank
@@ -111,7 +121,13 @@ def _train(
     last = folder / "last.ckpt"
     if last.exists():
         log.info("%s: continuing from %s", arm_name, last)
-    log.info("%s: %d steps of %d tokens", arm_name, num_steps, training.batch_size_tokens)
+    log.info(
+        "%s: %d steps of %d tokens, %.1f epochs",
+        arm_name,
+        num_steps,
+        training.batch_size_tokens,
+        num_steps * training.batch_size_tokens / len(activations),
+    )
     start = time.perf_counter()
     try:
         trainer.fit(lit, data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -146,6 +162,7 @@ def _initial_sae(study: Study, init: Path | None, activations: Activations) -> S
             sae.b_dec.copy_(activations.mean)
         return sae
     sae = load(init).train()
+    _warn_of_ignored_settings(study, sae)
     if sae.d_in != activations.d_in:
         raise ValueError(
             f"the SAE in {init} reads activations of width {sae.d_in}, hookpoint "
@@ -163,6 +180,24 @@ def _initial_sae(study: Study, init: Path | None, activations: Activations) -> S
             "scaled inputs. Check hookpoint=, language_model=, bos="
         )
     return sae
+
+
+def _warn_of_ignored_settings(study: Study, sae: SparseAutoencoder) -> None:
+    """Say so when the SAE that training starts from is not the one `sae=` describes."""
+    found = {"_target_": type(sae).__name__, **sae.hyperparameters}
+    asked = {"_target_": getattr(study.sae.func, "__name__", ""), **study.sae.keywords}
+    ignored = [f"{k}={v} (it has {found.get(k)})" for k, v in asked.items() if found.get(k) != v]
+    if ignored:
+        log.warning("init_from decides the SAE; ignored: sae.%s", ", sae.".join(ignored))
+
+
+class _ProgressBar(TQDMProgressBar):
+    """Lightning's, on one line: without the logger's version number."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 def _init_folder(study: Study, arm_name: str) -> Path | None:

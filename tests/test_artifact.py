@@ -163,3 +163,28 @@ def test_processes_that_need_the_same_artifact_build_it_once(tmp_path: Path):
     assert len(paths) == 1
     assert (tmp_path / "log").read_text() == "built\n"
     assert json.loads((Path(paths.pop()) / "manifest.json").read_text())["count"] == 7
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 3}'])
+def test_a_damaged_manifest_is_refused_with_the_remedy(tmp_path: Path, content: str):
+    artifact = build(tmp_path, "verb", {"a": 1}, lambda folder: {})
+    (artifact.path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match="manifest.json.*rm -r"):
+        build(tmp_path, "verb", {"a": 1}, lambda folder: {})
+
+
+def test_a_small_file_with_a_flipped_byte_is_not_reused(tmp_path: Path):
+    def make(folder: Path) -> dict:
+        (folder / "data.txt").write_text("abc")
+        return {}
+
+    artifact = build(tmp_path, "verb", {"a": 1}, make)
+    (artifact.path / "data.txt").write_text("abd")
+    with pytest.raises(ValueError, match="data.txt.*rm -r"):
+        build(tmp_path, "verb", {"a": 1}, make)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="set artifacts="):
+        build(tmp_path / "file", "verb", {"a": 1}, lambda folder: {})

@@ -90,7 +90,7 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ("language_model.dtype=int8", "dtype must be one of"),
         ("corpus.test_share=1", "test_share must lie strictly between"),
         ("objective.tilt=inf", "tilt must be finite"),
-        ("context_length=many", "wrong type"),
+        ("context_length=many", "context_length must be a whole number, got 'many'"),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_anything_runs(

@@ -180,3 +180,16 @@ def test_the_identity_follows_the_bytes_of_a_directory_and_not_its_place(neox_fo
     config.write_text(config.read_text() + " ")
     assert copy.identity() != original.identity()
     assert LanguageModel(str(neox_folder), dtype="float16").identity() != original.identity()
+
+
+def test_a_module_that_gives_no_activations_is_refused(neox):
+    ids = torch.randint(10, 200, (2, 8))
+    with pytest.raises(ValueError, match="not \\(batch, length, d_in\\)"):
+        neox.capture(ids, "gpt_neox.rotary_emb")
+
+
+def test_capture_explains_a_hookpoint_that_is_not_there_and_takes_auto(neox):
+    ids = torch.randint(10, 200, (2, 8))
+    with pytest.raises(ValueError, match="gpt_neox.layers.1"):
+        neox.capture(ids, "gpt_neox.layers.9")
+    assert torch.equal(neox.capture(ids, "auto"), neox.capture(ids, neox.resolve("auto")))

@@ -273,3 +273,23 @@ def test_what_does_not_change_a_result_does_not_change_its_hash(make_study, tmp_
         study, "first"
     )
     assert train(make_study(tmp_path, language_model=half), "first") != first
+
+
+def test_a_trainer_option_that_changes_the_weights_changes_the_hash(make_study, tmp_path):
+    study = make_study(tmp_path)
+    options = study.trainer.keywords
+    clipped = functools.partial(lightning.Trainer, **options, gradient_clip_val=1e-3)
+    slower = functools.partial(lightning.Trainer, **options | {"log_every_n_steps": 7})
+    plain = train(study, "first")
+    assert train(dataclasses.replace(study, trainer=slower), "first") == plain
+    other = train(dataclasses.replace(study, trainer=clipped), "first")
+    assert other != plain
+    assert not torch.equal(weights(other)["W_dec"], weights(plain)["W_dec"])
+
+
+def test_settings_that_the_starting_sae_overrules_are_named(make_study, tmp_path, caplog):
+    folder = train(make_study(tmp_path), "first").path
+    wider = functools.partial(TopKSAE, d_sae=128, k=4, auxk_coefficient=1 / 32, k_aux=8)
+    study = with_arm(make_study(tmp_path, sae=wider), "second", init_from=str(folder))
+    train(study, "second")
+    assert "d_sae=128 (it has 64)" in caplog.text

@@ -93,6 +93,9 @@ class Corpus:
         counts: dict[str, Any] = {"num_pool_dropped": len(splits["pool"]) - len(pool)}
         if not pool:
             raise ValueError("every document of corpus.pool is also a seed or a test document")
+        for name in ("subdomain_test", "general_test"):
+            # By hash, so that the first documents of a test split are a fair sample of it.
+            splits[name].sort(key=lambda document: share_of_hash(document["text"]))
         for name, documents in (splits | {"pool": pool}).items():
             datasets.Dataset.from_list(documents, features=FEATURES).save_to_disk(folder / name)
             characters = sum(len(document["text"]) for document in documents)

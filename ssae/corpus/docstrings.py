@@ -74,9 +74,13 @@ class Docstrings(Corpus):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.num_workers or os.cpu_count(), mp_context=context) as workers:
             parsed = workers.map(docstrings, files, chunksize=64)
-            for found in track(parsed, "reading docstrings", total=len(files)):
-                for source, text in found:
-                    splits[self._split(source, text)].append({"text": text, "source": source})
+            try:
+                for found in track(parsed, "reading docstrings", total=len(files)):
+                    for source, text in found:
+                        splits[self._split(source, text)].append({"text": text, "source": source})
+            except BaseException:  # Ctrl-C must not wait for what is queued
+                workers.shutdown(cancel_futures=True)
+                raise
         return dict(splits)
 
     def _split(self, source: str, text: str) -> str:

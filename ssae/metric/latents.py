@@ -10,8 +10,8 @@ from torch import Tensor
 from ssae.activation.shards import Activations, Tokens
 from ssae.sae.base import SparseAutoencoder
 
-CONTEXT_TOKENS = 12
-"""Tokens shown on either side of a peak."""
+CONTEXT_TOKENS = 32
+"""Tokens kept on either side of a peak; the report shows as many as its page has room for."""
 
 
 def silence_counts(fires: Tensor, tokens_since_fired: Tensor, dead_after: int) -> dict[str, int]:

@@ -96,7 +96,9 @@ def measure_split(
     )  # fmt: skip
     seen = 0
     with Progress(*columns) as progress:
-        task = progress.add_task("", total=len(texts), rate="")
+        # 3.5 characters a token is typical; the total is exact where the split is cut.
+        total = min(study.evaluation_tokens, sum(map(len, texts)) / 3.5)
+        task = progress.add_task("", total=total, rate="")
         for rows in pack(
             lm.tokenizer, texts, study.context_length, study.bos, rows_per_batch,
             study.evaluation_tokens,
@@ -152,9 +154,10 @@ def measure_split(
             rate = seen / max(progress.tasks[task].elapsed or 0, 1e-3)
             progress.update(
                 task,
-                completed=int(documents[-1, -1]) + 1,
+                completed=min(seen, total),
                 rate=f"{seen:,} tokens x {len(saes)} SAEs, {rate:,.0f} tokens/s",
             )
+        progress.update(task, completed=total)
     any_sums = next(iter(results.values())).sums.compute()
     variance = float(any_sums["deviation_sq"].sum() / any_sums["tokens"].sum())
     return {key: result.result(variance) for key, result in results.items()}

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
+from ssae.cli import CONF
 from ssae.corpus.base import load_splits
 
 HERE = Path(__file__).parent
@@ -94,7 +95,7 @@ are stored in float16 and load as float32.
 | | |
 |---|---|
 | training text | pool of `corpus=docstrings`: {documents:,} docstrings, {pool_tokens:,} tokens |
-| tokens seen | {seen:,} ({epochs:.1f} epochs), {minutes:g} minutes, {threads} CPU threads, bf16 |
+| tokens seen | {seen:,} ({epochs:.1f} epochs), {minutes:g} minutes, {threads} CPU cores, bf16 |
 | held-out perplexity, general_test | {general:.2f} |
 | held-out perplexity, subdomain_test (scipy.stats) | {subdomain:.2f} |
 
@@ -115,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
 
     L.seed_everything(0)
-    conf = OmegaConf.load(HERE.parents[1] / "conf/corpus/docstrings.yaml")
+    conf = OmegaConf.load(CONF / "corpus/docstrings.yaml")
     corpus = instantiate(conf, _convert_="all")
     splits = load_splits(corpus.build(args.artifacts))
     args.work.mkdir(parents=True, exist_ok=True)

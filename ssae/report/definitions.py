@@ -25,6 +25,8 @@ METRICS = {
     "perplexity_spliced": "exp(ce_spliced). Lower is better; perplexity_clean is the floor.",
     "perplexity_ratio": "perplexity_spliced / perplexity_clean = exp(delta_ce). 1 is no damage.",
     "perplexity_zero": "exp(ce_zero).",
+    "fvu_difference": "fvu of one SAE minus that of its reference, on the same documents.",
+    "perplexity_spliced_difference": "likewise for perplexity_spliced.",
     "num_silent": "latents that fired on none of the N tokens of the split. Their firing rate is "
     "at most 3/N with 95 % confidence; that is not the same as dead.",
     "num_dead": "silent latents that were also silent over the last dead_after_tokens tokens of "

@@ -204,7 +204,7 @@ def _dead(
         for split in SPLITS:
             own = next((r for r in firing if (r["sae"], r["split"]) == (sae, split)), {})
             row: dict[str, Any] = {"sae": sae, "split": split}
-            for key in ("num_silent", "num_rare"):
+            for key in ("num_silent", "num_dead", "num_rare"):
                 row[key] = own.get(key, number(find(metrics, key, sae=sae, split=split)))
             row |= {key: own.get(key) for key in ("num_latents", "num_tokens")}
             if row["num_silent"] is not None:

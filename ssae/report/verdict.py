@@ -149,17 +149,20 @@ def _erm(metrics: Sequence[Metric]) -> list[str]:
 
 
 def _forgetting(metrics: Sequence[Metric]) -> list[str]:
-    changes = [
-        change for name in WORDS if (change := compare(metrics, name, "general_test", "generalist"))
-    ]
-    if not changes:
-        return ["What happened to general text was not measured."]
-    text = "; ".join(change.text for change in changes)
-    worse = [change for change in changes if change.direction > 0]
-    price = "General text got worse" if worse else "General text did not get worse"
-    if worse and len(worse) < len(changes):
-        price = "General text got worse in one of two numbers"
-    return [f"{price}, against the generalist: {text}."]
+    """Say what general text paid, against both references: training more may improve it too."""
+    sentences = []
+    for other in ("generalist", "control"):
+        found = [compare(metrics, name, "general_test", other) for name in WORDS]
+        changes = [change for change in found if change is not None]
+        if not changes:
+            continue
+        worse = [change for change in changes if change.direction > 0]
+        price = "worse than" if worse else "not worse than"
+        if worse and len(worse) < len(changes):
+            price = "worse in one of two numbers than"
+        text = "; ".join(change.text for change in changes)
+        sentences.append(f"General text is {price} with the {other}: {text}.")
+    return sentences or ["What happened to general text was not measured."]
 
 
 def _budget(metrics: Sequence[Metric]) -> list[str]:

@@ -43,8 +43,11 @@ class SparseAutoencoder(nn.Module):
     def __init__(self, d_in: int, d_sae: int, *, auxk_coefficient: float, k_aux: int) -> None:
         super().__init__()
         for name, value in (("d_in", d_in), ("d_sae", d_sae), ("k_aux", k_aux)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}; set sae.{name}=256")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"{name} must be a whole number of at least 1, got {value!r}; "
+                    f"set sae.{name}=256"
+                )
         if auxk_coefficient < 0:
             raise ValueError(
                 f"auxk_coefficient must not be negative, got {auxk_coefficient}; "
@@ -79,7 +82,7 @@ class SparseAutoencoder(nn.Module):
 
     def pre_acts(self, x: Tensor) -> Tensor:
         """Return (x - b_dec) @ W_enc + b_enc, shape (n, d_sae)."""
-        return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
+        return nn.functional.linear(x - self.b_dec, self.W_enc.T, self.b_enc)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the latents (n, d_sae) of x (n, d_in)."""
@@ -87,10 +90,10 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return latents @ W_dec + b_dec, shape (n, d_in)."""
-        return torch.addmm(self.b_dec, latents, self.W_dec)
+        return nn.functional.linear(latents, self.W_dec.T, self.b_dec)
 
     def forward(self, x: Tensor) -> SAEOutput:
-        """Encode and decode x (n, d_in)."""
+        """Encode and decode x (n, d_in); further leading dimensions are kept."""
         pre_acts = self.pre_acts(x)
         latents = self.nonlinearity(pre_acts)
         return SAEOutput(self.decode(latents), latents, pre_acts)

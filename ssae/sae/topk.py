@@ -25,8 +25,8 @@ class TopKSAE(SparseAutoencoder):
         self, d_in: int, d_sae: int, *, k: int, auxk_coefficient: float, k_aux: int
     ) -> None:
         super().__init__(d_in, d_sae, auxk_coefficient=auxk_coefficient, k_aux=k_aux)
-        if not 1 <= k <= d_sae:
-            raise ValueError(f"k must lie in 1 .. d_sae={d_sae}, got {k}; set sae.k=32")
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
+            raise ValueError(f"k must lie in 1 .. d_sae={d_sae}, got {k!r}; set sae.k=32")
         self.k = k
 
     @property

@@ -96,3 +96,11 @@ def test_shares_lie_in_the_unit_interval_and_prints_ignore_case_and_space(text: 
     assert 0 <= share_of_hash(text) < 1
     assert fingerprint(f" {text}\n ") == fingerprint(text)
     assert fingerprint(text.lower()) == fingerprint(text)
+
+
+def test_the_first_documents_of_a_test_split_are_a_fair_sample(tmp_path: Path):
+    listed = [(f"document number {i}", "first" if i < 100 else "second") for i in range(200)]
+    splits = load_splits(corpus(general_test=listed).build(tmp_path))
+    sources = splits.general_test["source"][:50]
+    assert 15 <= sources.count("first") <= 35
+    assert len(splits.general_test) == 200

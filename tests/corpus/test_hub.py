@@ -48,7 +48,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_each_split_takes_its_documents_from_the_resolved_commit(endpoint: list, tmp_path: Path):
     splits = load_splits(corpus().build(tmp_path))
     assert splits.seeds["text"][:] == [f"text {i}" for i in range(5, 10)]
-    assert splits.general_test["text"][:] == [f"text {i}" for i in range(15, 20)]
+    assert sorted(splits.general_test["text"]) == [f"text {i}" for i in range(15, 20)]
     assert set(splits.pool["source"]) == {"someone/texts"}
     assert endpoint == [("someone/texts", None, "train", SHA, True)] * 4
 
@@ -131,7 +131,7 @@ def test_a_local_directory_needs_no_hub(kind: str, tmp_path: Path):
     else:
         rows.to_parquet(folder / "train.parquet")
     splits = load_splits(corpus(str(folder)).build(tmp_path / "artifacts"))
-    assert splits.subdomain_test["text"][:] == [f"text {i}" for i in range(10, 15)]
+    assert sorted(splits.subdomain_test["text"]) == [f"text {i}" for i in range(10, 15)]
     moved = str(shutil.copytree(folder, tmp_path / "moved"))
     assert corpus(moved).identity() == corpus(str(folder)).identity()
 

@@ -195,11 +195,12 @@ def test_the_verdict_says_yes_no_and_in_part(metrics):
 
 
 def test_the_verdict_gives_the_numbers_and_the_price(metrics):
-    against, _, tilted, price = verdict(metrics).reasons
+    against, _, tilted, price, beside = verdict(metrics).reasons
     assert "fvu is lower, 0.1400 against 0.2000 (-30.0%)" in against
     assert "perplexity is lower, 22.37 against 25.37 (-11.8%)" in against
     assert tilted.startswith("Tilted risk against ERM")
-    assert "General text got worse" in price
+    assert "General text is worse than with the generalist" in price
+    assert "than with the control" in beside
     assert "fvu is higher, 0.1900 against 0.1300 (+46.2%" in price
 
 

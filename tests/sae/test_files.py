@@ -109,7 +109,7 @@ def test_an_unknown_architecture_is_refused_by_name(folder, architecture):
 )  # fmt: skip
 def test_hyperparameters_that_do_not_fit_are_refused(folder, hyperparameters):
     edit(folder, hyperparameters=hyperparameters)
-    with pytest.raises(ValueError, match=r"sae\.json|k must lie|d_sae must be"):
+    with pytest.raises(ValueError, match=r"sae\.json|k must lie|must be a whole"):
         ssae.load(folder)
 
 

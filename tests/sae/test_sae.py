@@ -207,9 +207,9 @@ def test_a_fresh_sae_has_unit_directions_and_the_transposed_encoder():
     [
         ({"k": 0}, "k must lie in 1 .. d_sae=20, got 0"),
         ({"k": 21}, "k must lie in 1 .. d_sae=20, got 21"),
-        ({"d_in": 0}, "d_in must be at least 1"),
-        ({"d_sae": 0}, "d_sae must be at least 1"),
-        ({"k_aux": 0}, "k_aux must be at least 1"),
+        ({"d_in": 0}, "d_in must be a whole number"),
+        ({"d_sae": 0}, "d_sae must be a whole number"),
+        ({"k_aux": 0}, "k_aux must be a whole number"),
         ({"auxk_coefficient": -1.0}, "auxk_coefficient must not be negative"),
     ],
 )
@@ -253,3 +253,11 @@ def test_topk_recovers_a_planted_dictionary():
         sae.normalise_decoder()
     assert untrained < 0.75
     assert mean_max_cosine() > 0.9
+
+
+def test_leading_dimensions_are_kept():
+    sae = TopKSAE(8, 16, k=3, auxk_coefficient=0.0, k_aux=1)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    out = sae(x)
+    torch.testing.assert_close(out.recon.flatten(0, 1), sae(x.flatten(0, 1)).recon)
+    assert out.latents.shape == (2, 5, 16)
