@@ -5,18 +5,17 @@ Real prose with a real long tail, on every machine that can run `ssae`, with not
 
 import dataclasses
 import importlib.metadata
-import multiprocessing
 import os
 import platform
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import joblib
 from rich.progress import track
 
 from ssae.artifact import file_sha256
-from ssae.corpus.ast_docstrings import docstrings, package_files
+from ssae.corpus.ast_docstrings import docstrings_of_files, package_files
 from ssae.corpus.base import Corpus, Document, share_of_hash
 
 # Where the import name is not the distribution's (asking importlib for the map takes seconds).
@@ -70,17 +69,13 @@ class Docstrings(Corpus):
         splits: dict[str, list[Document]] = {
             "pool": [], "seeds": [], "subdomain_test": [], "general_test": []
         }  # fmt: skip
-        # Spawned, not forked: the parent may hold threads (BLAS, tokenizers).
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.num_workers or os.cpu_count(), mp_context=context) as workers:
-            parsed = workers.map(docstrings, files, chunksize=64)
-            try:
-                for found in track(parsed, "reading docstrings", total=len(files)):
-                    for source, text in found:
-                        splits[self._split(source, text)].append({"text": text, "source": source})
-            except BaseException:  # Ctrl-C must not wait for what is queued
-                workers.shutdown(cancel_futures=True)
-                raise
+        chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
+        # joblib, because its processes may have children: a job of a parallel sweep is one itself.
+        workers = joblib.Parallel(self.num_workers or os.cpu_count(), return_as="generator")
+        parsed = workers(joblib.delayed(docstrings_of_files)(chunk) for chunk in chunks)
+        for found in track(parsed, "reading docstrings", total=len(chunks)):
+            for source, text in found:
+                splits[self._split(source, text)].append({"text": text, "source": source})
         return dict(splits)
 
     def _split(self, source: str, text: str) -> str:
