@@ -72,7 +72,7 @@ class Docstrings(Corpus):
         chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
         # joblib, because its processes may have children: a job of a parallel sweep is one itself.
         workers = joblib.Parallel(self.num_workers or os.cpu_count(), return_as="generator")
-        parsed = workers(joblib.delayed(docstrings_of_files)(chunk) for chunk in chunks)
+        parsed: Any = workers(joblib.delayed(docstrings_of_files)(chunk) for chunk in chunks)
         for found in track(parsed, "reading docstrings", total=len(chunks)):
             for source, text in found:
                 splits[self._split(source, text)].append({"text": text, "source": source})
