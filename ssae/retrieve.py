@@ -28,9 +28,9 @@ def retrieve_for(study: Study, arm: str) -> Artifact:
 def score(study: Study, retriever: Retriever) -> Artifact:
     """Return the retriever's scores of the whole pool: any budget and any model share them."""
     corpus = study.corpus.build(study.artifacts)
-    study.language_model.tokenizer  # noqa: B018 - a model that is not there fails now, not later
 
     def make(folder: Path) -> dict[str, Any]:
+        study.language_model.tokenizer  # noqa: B018 - a model that is not there fails now, not later
         splits = load_splits(corpus)
         scores = retriever.score(splits.pool["text"], splits.seeds["text"])
         np.save(folder / "scores.npy", scores.astype(np.float32), allow_pickle=False)

@@ -136,8 +136,11 @@ def _train(
     seconds = time.perf_counter() - start
     if isinstance(logger, WandbLogger) and trainer.is_global_zero:
         logger.experiment.finish()  # one W&B run per arm
-    if trainer.global_step < num_steps:
-        raise KeyboardInterrupt
+    if trainer.global_step < num_steps:  # e.g. accumulate_grad_batches, limit_train_batches
+        raise ValueError(
+            f"{arm_name}: training ended at step {trainer.global_step} of {num_steps}; a trainer "
+            "option cut it short, see trainer.* in `ssae train --cfg job`"
+        )
     num_tokens = num_steps * training.batch_size_tokens
     if trainer.is_global_zero:
         metadata = {

@@ -81,34 +81,32 @@ def neox_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with different bos and eos tokens."""
-    folder = tmp_path_factory.mktemp("llama")
+def save_llama_like(folder: Path, config: type, model: type, seed: int, **changes: Any) -> Path:
+    """A random two-layer model with different bos and eos tokens."""
     tokenizer_with(unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    config = transformers.LlamaConfig(
+    settings = config(
         vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, intermediate_size=32, max_position_embeddings=64,
-        initializer_range=0.4, bos_token_id=1, eos_token_id=2,
+        initializer_range=0.4, bos_token_id=1, eos_token_id=2, **changes,
     )  # fmt: skip
-    torch.manual_seed(1)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    torch.manual_seed(seed)
+    model(settings).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    return save_llama_like(folder, transformers.LlamaConfig, transformers.LlamaForCausalLM, 1)
 
 
 @pytest.fixture(scope="session")
 def mistral_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Mistral whose sliding window needs an attention mask of the batch's size."""
-    folder = tmp_path_factory.mktemp("mistral")
-    tokenizer_with(unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    config = transformers.MistralConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=32, max_position_embeddings=64,
-        initializer_range=0.4, bos_token_id=1, eos_token_id=2, head_dim=8, sliding_window=8,
+    """Its sliding window needs an attention mask of the batch's size."""
+    return save_llama_like(
+        tmp_path_factory.mktemp("mistral"), transformers.MistralConfig,
+        transformers.MistralForCausalLM, 2, head_dim=8, sliding_window=8,
     )  # fmt: skip
-    torch.manual_seed(2)
-    transformers.MistralForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
