@@ -36,6 +36,9 @@ clean: ## remove the environment and everything built
 	$(PIP) -e ".[cpu]" -c constraints.txt
 	touch $@
 
+# dictionary-learning without what it needs: its nnsight wants older versions of everything, and the
+# tests only need its SAE classes.
 .venv/ready-dev: .venv/ready
-	$(PIP) -e ".[cpu,dev]" -c constraints.txt
+	$(PIP) -e ".[cpu,dev,peers]" -c constraints.txt
+	$(PIP) --no-deps dictionary-learning -c constraints.txt
 	touch $@

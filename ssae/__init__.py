@@ -1,6 +1,6 @@
 """Specialised sparse autoencoders: find the rare concepts of a subdomain in a language model.
 
-sae = ssae.load(folder)                      ssae.save(sae, folder)
+sae = ssae.load(folder or hub id)            ssae.save(sae, folder, format="saelens")
 sae.encode(x) -> (n, d_sae)                  sae.decode(latents) -> (n, d_in)
 ssae.tilted_mean(losses, tilt)               ssae.tilt_weights(losses, tilt)
 lm = ssae.LanguageModel("EleutherAI/pythia-70m")

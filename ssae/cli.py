@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssae import __version__
+from ssae.allocator import use_huge_pages
 from ssae.help import VERB_HELP, VERBS, help_text
 
 HERE = Path(__file__).parent
@@ -41,6 +42,7 @@ def _wandb_offline() -> bool:
 
 
 # At import, so that the worker processes of a sweep know them too.
+use_huge_pages()
 OmegaConf.register_new_resolver("bundled", lambda name: str(HERE / "models" / name))
 OmegaConf.register_new_resolver("wandb_offline", _wandb_offline)
 
@@ -95,6 +97,10 @@ def call_verb(verb: str, study: Any) -> None:
             from ssae.evaluate import evaluate
 
             print_made(evaluate(study))
+        case "export":
+            from ssae.export import export
+
+            print_made(export(study))
 
 
 def print_made(artifact: Any) -> None:
@@ -197,6 +203,7 @@ def _quiet_libraries() -> None:
     # Batches come straight from mapped files: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen
     # The order of batches is a function of the step: our loader resumes exactly (datamodule.py).
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ssae.ranks import all_reduce, world_size
+from ssae.sae.sparse import SparseLatents
 
 
 class DeadLatents(nn.Module):
@@ -15,16 +16,20 @@ class DeadLatents(nn.Module):
     Args:
         d_sae: number of latents.
         dead_after_tokens: silence that counts as death.
+        num_frozen: the first latents, as many, cannot die: they are not trained.
     """
 
     tokens_since_fired: Tensor
     fire_counts: Tensor
+    recycled: Tensor
+    """(d_sae,) bool: started anew, by recycle.py before training or by resample.py since."""
 
-    def __init__(self, d_sae: int, dead_after_tokens: int) -> None:
+    def __init__(self, d_sae: int, dead_after_tokens: int, num_frozen: int = 0) -> None:
         super().__init__()
-        self.dead_after_tokens = dead_after_tokens
+        self.dead_after_tokens, self.num_frozen = dead_after_tokens, num_frozen
         self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
         self.register_buffer("fire_counts", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("recycled", torch.zeros(d_sae, dtype=torch.bool))
 
     @property
     def dead(self) -> Tensor:
@@ -32,11 +37,16 @@ class DeadLatents(nn.Module):
         return self.tokens_since_fired > self.dead_after_tokens
 
     @torch.no_grad()
-    def update(self, latents: Tensor) -> None:
-        """Count one batch of latents (n, d_sae); call once per training step, never in eval."""
-        # Summed as floats: a sum of bools is ten times slower on CPUs.
-        fires = all_reduce((latents > 0).float().sum(0).long())
-        num_tokens = len(latents) * world_size()
+    def update(self, latents: SparseLatents) -> None:
+        """Count one batch; call once per training step, never in eval."""
+        fires = all_reduce(latents.fire_counts())
+        num_tokens = latents.active.num_tokens * world_size()
         self.fire_counts += fires
         self.tokens_since_fired += num_tokens
         self.tokens_since_fired.masked_fill_(fires > 0, 0)
+        self.tokens_since_fired[: self.num_frozen] = 0
+
+    def restart(self, latents: Tensor) -> None:
+        """Take note that latents (num,) have been started anew."""
+        self.tokens_since_fired[latents] = 0
+        self.recycled[latents] = True

@@ -82,7 +82,12 @@ def evaluate(study: Study) -> Artifact:
             fires[split] = {name: measured.fires for name, measured in sums.items()}
         activations = Activations(harvested["subdomain_test"])
         tables["differing_latents"] = differing_latents(
-            study, saes, fires["subdomain_test"], activations, splits["subdomain_test"]
+            study,
+            saes,
+            fires["subdomain_test"],
+            activations,
+            splits["subdomain_test"],
+            _of_training(trained[study.arm], "recycled").bool(),
         )
         for name, content in (("metrics", metrics), ("tables", tables)):
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
@@ -98,35 +103,47 @@ def differing_latents(
     fires: dict[str, torch.Tensor],
     activations: Activations,
     documents: datasets.Dataset,
+    recycled: torch.Tensor,
 ) -> list[dict[str, Any]]:
     """Return the latents in which the studied arm and the arm it started from differ most.
 
     Empty when the arm did not start from an arm: then latent j of one is not latent j of the other.
+    The same goes for latents whose `origin` is not "kept": "recycled" ones were started anew, and
+    "extra" ones (start=residual) have no counterpart.
     """
     after = study.arm
     before = study.arms[after].init_from
     if before is None or before not in saes:
         return []
-    chosen = most_different(fires[before], fires[after], NUM_DIFFERING)
+    num_old = saes[before].d_sae
+    padded = torch.zeros_like(fires[after])
+    padded[:num_old] = fires[before]
+    fires = {before: padded, after: fires[after]}
+    chosen = most_different(padded, fires[after], NUM_DIFFERING)
     tokenizer, sources = study.language_model.tokenizer, list(documents["source"])
-    contexts = {
-        name: top_contexts(saes[name].cpu(), activations, chosen, tokenizer, sources)
-        for name in (before, after)
-    }
+    contexts: dict[str, dict[int, Any]] = {}
+    for name in (before, after):
+        known = chosen[chosen < saes[name].d_sae]
+        found = top_contexts(saes[name].cpu(), activations, known, tokenizer, sources)
+        contexts[name] = dict(zip(known.tolist(), found, strict=True))
+    old_directions, directions = (saes[name].W_dec.detach() for name in (before, after))
     rows = []
-    for index, latent in enumerate(chosen.tolist()):
+    for latent in chosen.tolist():
         counts = {name: int(fires[name][latent]) for name in (before, after)}
         ratio = torch.tensor((counts[after] + 0.5) / (counts[before] + 0.5)).log()
-        cosine = torch.cosine_similarity(
-            saes[before].W_dec[latent].detach(), saes[after].W_dec[latent].detach(), dim=0
-        )
+        cosine, origin = None, "extra"
+        if latent < num_old:
+            pair = old_directions[latent], directions[latent]
+            cosine = float(torch.cosine_similarity(*pair, dim=0))
+            origin = "recycled" if latent < len(recycled) and recycled[latent] else "kept"
         rows.append(
             {
                 "latent": latent,
+                "origin": origin,
                 "log_ratio": float(ratio),
-                "decoder_cosine": float(cosine),
+                "decoder_cosine": cosine,
                 "firing_rates": {name: n / len(activations) for name, n in counts.items()},
-                "contexts": {name: contexts[name][index] for name in (before, after)},
+                "contexts": {name: contexts[name].get(latent, []) for name in (before, after)},
             }
         )
     return rows
@@ -143,9 +160,15 @@ def _token_counts(study: Study, documents: Artifact) -> torch.Tensor:
 
 
 def _silence(study: Study, artifact: Artifact, measured: SplitSums) -> dict[str, int]:
-    path = artifact.path / "latents.safetensors"
-    since = load_file(path)["tokens_since_fired"] if path.exists() else torch.zeros(1)
+    since = _of_training(artifact, "tokens_since_fired")
     return silence_counts(measured.fires, since, study.training.dead_after_tokens)
+
+
+def _of_training(artifact: Artifact, name: str) -> torch.Tensor:
+    """Return what training recorded of every latent; zeros (1,) for an SAE trained elsewhere."""
+    path = artifact.path / "latents.safetensors"
+    recorded = load_file(path) if path.exists() else {}
+    return recorded.get(name, torch.zeros(1))
 
 
 def _error_rows(measured: SplitSums, frequency: Frequency) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ VERBS = {
     "harvest": "store the language model's activations on an arm's documents",
     "train": "train the SAE of one arm (arm=specialist), and what it starts from",
     "evaluate": "measure every arm on the subdomain's and the general test split",
+    "export": "write an arm's SAE, or any saved one, in the format of another library",
 }
 
 HELP = """\
@@ -51,7 +52,7 @@ reads   the documents of arm=
 writes  artifacts/harvest/<hash>/shard_*.safetensors   activations, token_ids, ...
 steered by  language_model.*, hookpoint, context_length, bos, harvest_batch_tokens, shard_tokens""",
     "train": """\
-reads   the harvest of arm=, and the SAE it starts from (arms.<arm>.init_from)
+reads   the harvest of arm=, and the SAE it starts from (arms.<arm>.init_from, .start)
 writes  artifacts/train/<hash>/{sae.safetensors, sae.json}; load with ssae.load(folder)
 steered by  arm, sae.*, objective.*, training.*, trainer=auto|cpu, logger=csv|wandb|none, seed
 An interrupted run continues from its last checkpoint when the same command is given again.
@@ -60,6 +61,16 @@ Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [ov
 reads   every arm's SAE, both test splits
 writes  artifacts/evaluate/<hash>/{metrics.json, tables.json}
 steered by  evaluation_tokens, frequency_tokens, num_bootstraps, arm=<whose latents to compare>""",
+    "export": """\
+reads   the SAE of arm=, or export.sae=<folder in any format, or id on the hub>
+writes  export.path=<folder>, loads it again and compares both on random input
+  saelens              cfg.json, sae_weights.safetensors    every architecture but residual
+  dictionary_learning  config.json, ae.pt                   every architecture but residual
+  gemma_scope          params.npz                           jumprelu, batchtopk, matryoshka
+  sparsify             cfg.json, sae.safetensors            topk
+  ssae                 sae.json, sae.safetensors            every architecture
+steered by  arm, export.sae, export.format, export.path; a folder is replaced only if it holds an
+earlier export""",
 }
 
 

@@ -12,14 +12,16 @@ from ssae.activation.shards import Tokens
 from ssae.dead_latents import DeadLatents
 from ssae.objective.base import Objective
 from ssae.ranks import all_reduce, world_size
+from ssae.resample import Resampler
 from ssae.sae.base import SAEOutput, SparseAutoencoder
+from ssae.sae.scores import fast_dtype
 
 
 class LitSAE(L.LightningModule):
     """One training step: forward, objective, log.
 
         x      = input_scale * activations           mean norm sqrt(d_in)
-        loss_i = (||x_i - recon_i||^2 + penalty_i) / variance
+        loss_i = (error_i + penalty_i) / variance   error_i = ||x_i - recon_i||^2 for most SAEs
         loss   = objective(loss) + auxk_coefficient * auxk
 
     The SAE learns on scaled activations so that one learning rate serves every model;
@@ -36,6 +38,9 @@ class LitSAE(L.LightningModule):
         mean_norm: E||activation||.
         variance: E||activation - mean||^2.
         dead_after_tokens: silence that counts as death.
+        sparsity_warmup_steps: the penalty rises linearly from 0 over these steps.
+        screening: precision in which active latents are searched (sae/screen.py).
+        resampler: starts dead latents anew; None: auxk alone revives them.
     """
 
     def __init__(
@@ -51,14 +56,19 @@ class LitSAE(L.LightningModule):
         mean_norm: float,
         variance: float,
         dead_after_tokens: int,
+        sparsity_warmup_steps: int,
+        screening: str,
+        resampler: Resampler | None = None,
     ) -> None:
         super().__init__()
         self.sae, self.objective, self.optimizer, self.lr = sae, objective, optimizer, lr
         self.warmup_steps, self.num_steps = warmup_steps, num_steps
+        self.sparsity_warmup_steps, self.screening = sparsity_warmup_steps, screening
         self.decay_steps = max(1, round(decay_share * num_steps))
         self.input_scale = sae.d_in**0.5 / mean_norm
         self.variance = variance * self.input_scale**2
-        self.dead_latents = DeadLatents(sae.d_sae, dead_after_tokens)
+        self.dead_latents = DeadLatents(sae.d_sae, dead_after_tokens, sae.num_frozen)
+        self.resampler, self._num_resampled = resampler, 0  # the number since the last log
         sae.rescale_input(self.input_scale)
         self._last_log = 0, time.perf_counter()
 
@@ -68,26 +78,52 @@ class LitSAE(L.LightningModule):
         Raises:
             ValueError: the loss is not finite.
         """
-        x = self.input_scale * batch.activations.to(self.sae.W_dec.dtype)
+        x = self.input_scale * batch.activations.to(self.sae.b_dec.dtype)
+        self._resample(x)
+        loss, out, logged = self.loss(x)
+        self._log(loss.detach(), x, out, logged)
+        return loss
+
+    def loss(self, x: Tensor) -> tuple[Tensor, SAEOutput, dict[str, Tensor]]:
+        """Return (loss, output, what to log), and count who fired.
+
+        Args:
+            x: (n, d_in), scaled.
+        """
         out = self.sae(x)
-        residual = x - out.recon
-        errors = residual.square().sum(1)
-        penalty = self.sae.penalty(out.latents)
-        losses = errors if penalty is None else errors + penalty
-        loss, logged = self.objective(losses / self.variance)
+        loss, logged = self.objective(self._losses(x, out) / self.variance)
         # The one host-device sync of a step; without it every latent would pay for the dead ones.
         dead = self.dead_latents.dead.nonzero()[:, 0]
+        logged["dead"] = dead.new_tensor(len(dead))
         if self.sae.auxk_coefficient > 0 and len(dead):
-            auxk = self._auxk(residual.detach(), out, dead)
+            auxk = self._auxk(x, out, dead)
             loss = loss + self.sae.auxk_coefficient * auxk
             logged["auxk"] = auxk.detach()
-        self.dead_latents.update(out.latents.detach())
-        self._log(loss.detach(), errors.detach(), out, dead, logged)
-        return loss
+        self.dead_latents.update(out.latents)
+        self.sae.update_statistics(out)
+        return loss, out, logged
+
+    def _losses(self, x: Tensor, out: SAEOutput) -> Tensor:
+        """Return the loss (n,) of each token, in units of x squared."""
+        penalty = self.sae.penalty(out)
+        errors = self.sae.errors(x, out)
+        if penalty is None:
+            return errors
+        # The steps of a rise from 0: with a full penalty from the start latents die in heaps.
+        rise = min(1.0, (self.global_step + 1) / max(1, self.sparsity_warmup_steps))
+        return errors + rise * penalty
+
+    def _resample(self, x: Tensor) -> None:
+        if self.resampler is None or not self.resampler.is_due(self.global_step):
+            return
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        step, dead_latents = self.global_step, self.dead_latents
+        self._num_resampled += self.resampler.resample(self.sae, optimizer, x, dead_latents, step)
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with linear warm-up and decay."""
-        optimizer = self.optimizer(self.sae.parameters(), lr=self.lr)
+        optimizer = self.optimizer(self.sae.parameter_groups(self.lr), lr=self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {
             "optimizer": optimizer,
@@ -96,6 +132,8 @@ class LitSAE(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock of tokens_per_second."""
+        if self.screening == "auto":
+            self.sae.screen_dtype = fast_dtype(self.device)
         self._last_log = self.global_step, time.perf_counter()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -122,6 +160,7 @@ class LitSAE(L.LightningModule):
         """
         self._check_finite()
         self.sae.rescale_input(1 / self.input_scale)
+        self.sae.screen_dtype = None  # exact from now on
         return self.sae.cpu().eval()
 
     def _check_finite(self) -> None:
@@ -132,9 +171,10 @@ class LitSAE(L.LightningModule):
                     f"(now {self.lr}; generalist.lr, specialist.lr) or objective.tilt"
                 )
 
-    def _auxk(self, residual: Tensor, out: SAEOutput, dead: Tensor) -> Tensor:
+    def _auxk(self, x: Tensor, out: SAEOutput, dead: Tensor) -> Tensor:
         """Return auxk = sum ||r - z_aux W_dec||^2 / sum ||r||^2, both over the global batch."""
-        errors = self.sae.auxk_errors(residual, out.pre_acts, dead)
+        residual = x - out.recon.detach()
+        errors = self.sae.auxk_errors(x, residual, dead)
         scale = all_reduce(residual.square().sum()) / (len(residual) * world_size())
         return errors.mean() / scale.clamp_min(1e-12)
 
@@ -143,14 +183,7 @@ class LitSAE(L.LightningModule):
         fall = (self.num_steps - step) / self.decay_steps
         return max(0.0, min(1.0, rise, fall))
 
-    def _log(
-        self,
-        loss: Tensor,
-        errors: Tensor,
-        out: SAEOutput,
-        dead: Tensor,
-        logged: dict[str, Tensor],
-    ) -> None:
+    def _log(self, loss: Tensor, x: Tensor, out: SAEOutput, logged: dict[str, Tensor]) -> None:
         # Reading values back costs a device sync: only do it at the steps that the logger takes.
         steps = self.global_step + 1
         if steps % self.trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,16 +195,18 @@ class LitSAE(L.LightningModule):
                 "objective.tilt"
             )
         now = time.perf_counter()
-        num_tokens = (steps - self._last_log[0]) * len(errors) * self.trainer.world_size
+        num_tokens = (steps - self._last_log[0]) * len(x) * self.trainer.world_size
         rate = num_tokens / (now - self._last_log[1])
         self._last_log = steps, now
         values = {
             "loss": loss,
-            "fvu": errors.mean() / self.variance,
-            "l0": (out.latents > 0).sum(1).float().mean(),
-            "dead": dead.new_tensor(len(dead)),
+            "fvu": (x - out.recon.detach()).square().sum() / len(x) / self.variance,
+            "l0": out.latents.num_active().float().mean(),
             **logged,
         }
+        if self.resampler is not None:
+            values["resampled"] = loss.new_tensor(self._num_resampled)
+            self._num_resampled = 0
         for name, value in values.items():
             self.log(f"train/{name}", value.float(), sync_dist=True)
             if name in ("fvu", "l0", "dead"):

@@ -1,5 +1,6 @@
 """The ranks of a distributed run; everything here is the identity when there is only one."""
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -22,6 +23,15 @@ def all_reduce(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp
     value = value.clone()
     dist.all_reduce(value, operation)
     return value
+
+
+def all_gather(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks; every rank has as many."""
+    if not _initialised():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 def _initialised() -> bool:

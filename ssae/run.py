@@ -121,11 +121,18 @@ def _summary(study: Study, made: dict[str, Artifact]) -> dict[str, str]:
         "retrieved": f"{made['documents'].manifest['num_documents']:,} documents, "
         f"{made['documents'].manifest['num_tokens']:,} tokens "
         f"({made['documents'].manifest['retriever']})",
-        "SAE": f"{sae['architecture']}, "
-        + ", ".join(f"{name} {value}" for name, value in sae["hyperparameters"].items()),
+        "SAE": _spell_sae(sae["architecture"], sae["hyperparameters"]),
         "objective": repr(study.arms[study.arm].objective),
         "seed": str(study.seed),
     }
+
+
+def _spell_sae(architecture: str, hyperparameters: dict[str, Any], **_: Any) -> str:
+    parts = [
+        f"{name} ({_spell_sae(**value)})" if isinstance(value, dict) else f"{name} {value}"
+        for name, value in hyperparameters.items()  # an SAE may consist of SAEs
+    ]
+    return ", ".join([architecture, *parts])
 
 
 def _read(path: Path) -> Any:

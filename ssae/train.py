@@ -1,7 +1,8 @@
 """ssae train: harvest what an arm learns from, then train its SAE under Lightning.
 
 sae.safetensors, sae.json    the SAE (ssae.load)
-latents.safetensors          fire_counts, tokens_since_fired (d_sae,) at the end of training
+latents.safetensors          fire_counts, tokens_since_fired (d_sae,) at the end of training;
+                             recycled (d_sae,): started anew, at the start or since
 """
 
 import functools
@@ -12,24 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import save_file
 
 from ssae.activation.datamodule import ActivationDataModule
 from ssae.activation.shards import Activations
-from ssae.artifact import Artifact, build, file_sha256, locate
+from ssae.artifact import Artifact, build, locate
 from ssae.harvest import harvest_for
+from ssae.initialise import extra_sae, initial_sae
 from ssae.lit_sae import LitSAE
 from ssae.ranks import rank
-from ssae.sae.base import SparseAutoencoder
-from ssae.sae.files import load, load_description, save
+from ssae.resample import resampler
+from ssae.sae import files
 from ssae.study import Study
 
 log = logging.getLogger(__name__)
-
-SANITY_TOKENS = 4096
 
 # Trainer options that decide how fast the same weights appear, and what is seen meanwhile.
 SPEED_ONLY = {
@@ -45,11 +44,16 @@ def train(study: Study, arm_name: str) -> Artifact:
     if arm.num_tokens == 0:
         assert init is not None  # Arm checks it
         make = functools.partial(_copy, init)
-        return build(study.artifacts, "train", {"sae": _sae_identity(init), "format": 1}, make)
+        return build(study.artifacts, "train", {"sae": files.identity(init), "format": 1}, make)
     harvested = harvest_for(study, arm_name)
+    recycles = arm.start == "recycle"
     inputs = {
         "activations": harvested,
-        "sae": study.sae if init is None else _sae_identity(init),
+        "sae": study.sae if init is None else files.identity(init),
+        "start": arm.start,
+        # What only some starts read does not touch the other arms.
+        "recycle_firing_rate": study.training.recycle_firing_rate if recycles else None,
+        "extra_sae": extra_sae(study) if arm.start == "residual" else None,
         "objective": arm.objective,
         "num_tokens": arm.num_tokens,
         "lr": arm.lr,
@@ -76,7 +80,7 @@ def _train(
     arm, training = study.arms[arm_name], study.training
     activations = Activations(harvested)
     L.seed_everything(study.seed, verbose=False)
-    sae = _initial_sae(study, init, activations)
+    sae, recycled = initial_sae(study, arm_name, init, activations)
     num_steps = -(-arm.num_tokens // training.batch_size_tokens)
     lit = LitSAE(
         sae,
@@ -89,7 +93,11 @@ def _train(
         mean_norm=activations.mean_norm,
         variance=activations.variance,
         dead_after_tokens=training.dead_after_tokens,
+        sparsity_warmup_steps=training.sparsity_warmup_steps,
+        screening=training.screening,
+        resampler=resampler(training, num_steps, study.seed),
     )
+    lit.dead_latents.recycled.copy_(recycled)
     data = ActivationDataModule(
         activations,
         batch_size_tokens=training.batch_size_tokens,
@@ -150,48 +158,13 @@ def _train(
             "num_tokens": num_tokens,
             "objective": repr(arm.objective),
         }
-        save(lit.finished_sae(), folder, metadata)
+        files.save(lit.finished_sae(), folder, metadata)
         latents = {name: value.cpu() for name, value in lit.dead_latents.named_buffers()}
         save_file(latents, folder / "latents.safetensors")
         last.unlink(missing_ok=True)
-    return {"arm": arm_name, "num_tokens": num_tokens, "seconds": round(seconds, 1)}
-
-
-def _initial_sae(study: Study, init: Path | None, activations: Activations) -> SparseAutoencoder:
-    """Return the SAE to train: a fresh one with b_dec = mean activation, or a checked old one."""
-    if init is None:
-        sae: SparseAutoencoder = study.sae(d_in=activations.d_in)
-        with torch.no_grad():
-            sae.b_dec.copy_(activations.mean)
-        return sae
-    sae = load(init).train()
-    _warn_of_ignored_settings(study, sae)
-    if sae.d_in != activations.d_in:
-        raise ValueError(
-            f"the SAE in {init} reads activations of width {sae.d_in}, hookpoint "
-            f"{activations.artifact.manifest['hookpoint']} gives {activations.d_in}; "
-            "set hookpoint=<the one it was trained on>"
-        )
-    x = activations.slice(0, SANITY_TOKENS).activations.float()
-    with torch.no_grad():
-        fvu = float((x - sae(x).recon).square().sum() / (x - x.mean(0)).square().sum())
-    log.info("starting from %s: fvu %.3f on %d tokens", init, fvu, len(x))
-    if fvu > 1:
-        raise ValueError(
-            f"the SAE in {init} has fvu {fvu:.2f} on these activations: worse than their mean. "
-            "Likely causes: another hookpoint (off by one?), another language model, bos policy, "
-            "scaled inputs. Check hookpoint=, language_model=, bos="
-        )
-    return sae
-
-
-def _warn_of_ignored_settings(study: Study, sae: SparseAutoencoder) -> None:
-    """Say so when the SAE that training starts from is not the one `sae=` describes."""
-    found = {"_target_": type(sae).__name__, **sae.hyperparameters}
-    asked = {"_target_": getattr(study.sae.func, "__name__", ""), **study.sae.keywords}
-    ignored = [f"{k}={v} (it has {found.get(k)})" for k, v in asked.items() if found.get(k) != v]
-    if ignored:
-        log.warning("init_from decides the SAE; ignored: sae.%s", ", sae.".join(ignored))
+    made = {"arm": arm_name, "num_tokens": num_tokens, "seconds": round(seconds, 1)}
+    num_recycled = int(lit.dead_latents.recycled.sum())
+    return made | ({"num_recycled": num_recycled} if num_recycled else {})
 
 
 class _ProgressBar(TQDMProgressBar):
@@ -209,24 +182,21 @@ def _init_folder(study: Study, arm_name: str) -> Path | None:
         return None
     if init in study.arms:
         return train(study, init).path
-    if not (Path(init) / "sae.json").is_file():
+    try:
+        folder = files.locate(init)
+        files.detect(folder)
+    except ValueError as error:
         raise ValueError(
             f"arms.{arm_name}.init_from={init!r} is neither an arm ({', '.join(study.arms)}) nor a "
-            "directory with sae.json"
-        )
-    return Path(init)
-
-
-def _sae_identity(folder: Path) -> dict[str, Any]:
-    """Return what makes it this SAE: not its metadata, which name paths and arms."""
-    described = load_description(folder)
-    identity = {key: described.get(key) for key in ("architecture", "hyperparameters")}
-    return identity | {"weights": file_sha256(folder / "sae.safetensors")}
+            f"saved SAE: {error}"
+        ) from error
+    return folder
 
 
 def _copy(init: Path, folder: Path) -> dict[str, Any]:
-    metadata = load_description(init)["metadata"] | {"copied_from": str(init)}
-    save(load(init), folder, metadata)
+    content = files.read(init)
+    metadata = content.metadata | {"copied_from": str(init)}
+    files.write(content._replace(metadata=metadata), folder, "ssae")
     if (init / "latents.safetensors").exists():
         shutil.copy(init / "latents.safetensors", folder)
     return {"num_tokens": 0}

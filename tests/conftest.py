@@ -25,7 +25,7 @@ from ssae.language_model import LanguageModel
 from ssae.objective.erm import ERM
 from ssae.retriever.random import Random
 from ssae.sae.topk import TopKSAE
-from ssae.study import Arm, Study, Training
+from ssae.study import Arm, Export, Study, Training
 
 torch.set_num_threads(1)
 
@@ -153,7 +153,10 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
         training = Training(
             batch_size_tokens=64, warmup_steps=4, decay_share=0.2,
             optimizer=functools.partial(torch.optim.Adam, betas=(0.9, 0.999)),
-            dead_after_tokens=256, checkpoint_every_steps=10,
+            dead_after_tokens=256, initial_b_dec="mean", resample_every_steps=None,
+            resample_share=0.75, recycle_firing_rate=0.0, sparsity_warmup_steps=4,
+            screening="exact",
+            checkpoint_every_steps=10,
         )  # fmt: skip
         trainer = functools.partial(
             lightning.Trainer, accelerator="cpu", devices=1, precision="32-true",
@@ -162,7 +165,7 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
         arms = {
             name: Arm(
                 retriever=Random(seed=0, draw=name), budget_tokens=1200, init_from=init_from,
-                objective=ERM(), num_tokens=20 * 64, lr=3e-3,
+                start="fine_tune", objective=ERM(), num_tokens=20 * 64, lr=3e-3,
             )
             for name, init_from in (("first", None), ("second", "first"))
         }  # fmt: skip
@@ -175,10 +178,11 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
             "sae": functools.partial(
                 TopKSAE, d_sae=64, k=4, auxk_coefficient=1 / 32, k_aux=8
             ),
-            "training": training, "trainer": trainer, "logger": None, "arm": "second",
-            "arms": arms, "compare": {}, "frequency_retriever": Random(seed=0, draw="frequency"),
-            "frequency_tokens": 1000, "evaluation_batch_tokens": 256, "evaluation_tokens": 600,
-            "num_bootstraps": 50,
+            "extra_sae": None, "training": training, "trainer": trainer, "logger": None,
+            "arm": "second", "arms": arms, "compare": {},
+            "frequency_retriever": Random(seed=0, draw="frequency"), "frequency_tokens": 1000,
+            "evaluation_batch_tokens": 256, "evaluation_tokens": 600, "num_bootstraps": 50,
+            "export": Export(sae=None, format="saelens", path=None),
         }  # fmt: skip
         return Study(**(study | changes))
 

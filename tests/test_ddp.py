@@ -17,6 +17,10 @@ from safetensors.torch import load_file
 from ssae.artifact import Artifact
 from ssae.objective.erm import ERM
 from ssae.objective.term import TERM
+from ssae.sae.batchtopk import BatchTopKSAE
+from ssae.sae.jumprelu import JumpReLUSAE
+from ssae.sae.matryoshka import MatryoshkaSAE
+from ssae.sae.topk import TopKSAE
 from ssae.study import Study
 from ssae.train import train
 
@@ -27,14 +31,24 @@ import torch
 from ssae.train import train
 
 torch.set_num_threads(1)
-study = pickle.loads(Path(sys.argv[1]).read_bytes())
-for arm in study.arms:
-    train(study, arm)
+for study in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    for arm in study.arms:
+        train(study, arm)
 """
 
+COMMON = {"d_sae": 64, "auxk_coefficient": 1 / 32, "k_aux": 8}
+OTHER_SAES = {  # all that ranks must agree on: a threshold of the global batch, its mean l0
+    "batchtopk": functools.partial(BatchTopKSAE, k=4, **COMMON),
+    "matryoshka": functools.partial(MatryoshkaSAE, k=4, group_sizes=[16, 48], **COMMON),
+    "jumprelu": functools.partial(
+        JumpReLUSAE, l0_coefficient=1.0, target_l0=4.0, bandwidth=1.0, initial_threshold=1.0,
+        threshold_lr=1e-2, **COMMON,
+    ),
+}  # fmt: skip
 
-def make_studies(make_study, folder: Path) -> dict[str, Study]:
-    """The same study for one rank and for two; float64, so that only real differences show."""
+
+def make_studies(make_study, folder: Path) -> dict[str, list[Study]]:
+    """The same studies for one rank and for two; float64, so that only real differences show."""
     studies = {}
     for name, options in (("one", {"devices": 1}), ("two", {"devices": 2, "strategy": "ddp"})):
         study = make_study(folder / name)
@@ -50,11 +64,19 @@ def make_studies(make_study, folder: Path) -> dict[str, Study]:
                 first, objective=TERM(tilt=-1.0), init_from="term", num_tokens=3 * 64
             ),
         }
-        training = dataclasses.replace(study.training, dead_after_tokens=100)
-        studies[name] = dataclasses.replace(
+        training = dataclasses.replace(
+            study.training, dead_after_tokens=100, resample_every_steps=7
+        )
+        study = dataclasses.replace(
             study, arms=arms, arm="term", training=training, trainer=trainer,
             logger=functools.partial(CSVLogger, version=""),
         )  # fmt: skip
+        studies[name] = [study] + [
+            dataclasses.replace(
+                study, sae=sae, arms={"erm": arms["erm"]}, arm="erm", run_dir=folder / name / kind
+            )
+            for kind, sae in OTHER_SAES.items()
+        ]
     return studies
 
 
@@ -84,28 +106,36 @@ def test_two_ranks_train_what_one_rank_trains(make_study, tmp_path):
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    for arm in studies["one"].arms:
-        alone = train(studies["one"], arm)
-        together = train(studies["two"], arm)  # is there: two ranks could not start here
-        found, expected = latents(together), latents(alone)
-        for name in ("fire_counts", "tokens_since_fired"):
-            assert torch.equal(found[name], expected[name]), (arm, name)
-        for name, weight in load_file(alone.path / "sae.safetensors").items():
-            found = load_file(together.path / "sae.safetensors")[name]
-            torch.testing.assert_close(found, weight, rtol=1e-9, atol=1e-11, msg=f"{arm} {name}")
-        rows = [logged(studies[name], arm) for name in ("one", "two")]
-        assert len(rows[0]) == len(rows[1]) > 0
-        for one, two in zip(*rows, strict=True):
-            assert one.keys() == two.keys()
-            for name in one:
-                if name != "train/tokens_per_second" and one[name]:
-                    expected = pytest.approx(float(one[name]), rel=1e-5)
-                    assert float(two[name]) == expected, (arm, one["step"], name)
-        if arm != "from_term":
-            assert any(row["train/auxk"] for row in rows[0])  # dead latents took part
+    for one, two in zip(studies["one"], studies["two"], strict=True):
+        for arm in one.arms:
+            compare(one, two, arm)
+
+
+def compare(one: Study, two: Study, arm: str) -> None:
+    alone = train(one, arm)
+    together = train(two, arm)  # is there: two ranks could not start here
+    kind = alone.path.joinpath("sae.json").read_text()[:60]
+    found, expected = latents(together), latents(alone)
+    for name in ("fire_counts", "tokens_since_fired", "recycled"):
+        assert torch.equal(found[name], expected[name]), (kind, arm, name)
+    weights = load_file(together.path / "sae.safetensors")
+    for name, weight in load_file(alone.path / "sae.safetensors").items():
+        where = f"{kind} {arm} {name}"
+        torch.testing.assert_close(weights[name], weight, rtol=1e-9, atol=1e-11, msg=where)
+    rows = [logged(study, arm) for study in (one, two)]
+    assert len(rows[0]) == len(rows[1]) > 0
+    for first, second in zip(*rows, strict=True):
+        assert first.keys() == second.keys()
+        for name in first:
+            if name != "train/tokens_per_second" and first[name]:
+                expected = pytest.approx(float(first[name]), rel=1e-5)
+                assert float(second[name]) == expected, (kind, arm, first["step"], name)
+    if one.sae.func is TopKSAE and arm != "from_term":
+        assert any(row["train/auxk"] for row in rows[0])  # dead latents took part
+        assert any(float(row["train/resampled"]) for row in rows[0])
 
 
 def test_ranks_that_lightning_would_have_to_start_itself_are_refused(make_study, tmp_path):
-    study = make_studies(make_study, tmp_path)["two"]
+    study = make_studies(make_study, tmp_path)["two"][0]
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 -m ssae train"):
         train(study, "erm")

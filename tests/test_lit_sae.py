@@ -12,6 +12,7 @@ from ssae.lit_sae import LitSAE
 from ssae.objective.erm import ERM
 from ssae.objective.term import TERM
 from ssae.sae.relu import ReLUSAE
+from ssae.sae.sparse import ActiveSet, SparseLatents
 from ssae.sae.topk import TopKSAE
 
 
@@ -31,7 +32,7 @@ def fit(
         "optimizer": functools.partial(torch.optim.Adam, betas=(0.9, 0.999)), "lr": 1e-2,
         "warmup_steps": 3, "decay_share": 0.25, "num_steps": num_steps,
         "mean_norm": activations.mean_norm, "variance": activations.variance,
-        "dead_after_tokens": 20,
+        "dead_after_tokens": 20, "sparsity_warmup_steps": 0, "screening": "exact",
     }  # fmt: skip
     lit = LitSAE(make_sae(kind), objective or ERM(), **(options | changes))
     data = ActivationDataModule(activations, batch_size_tokens=10, seed=0, num_steps=num_steps)
@@ -67,7 +68,8 @@ def test_training_equals_a_plain_loop_over_the_definition(harvest, kind, objecti
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 3, (num_steps - step) / 3)
         x = scale * x_all[order.indices(step)]
-        recon, latents, pre_acts = sae(x)
+        latents = sae.encode(x)  # dense: the step itself is sparse
+        recon = sae.decode(latents)
         errors = (x - recon).square().sum(1)
         if kind == "relu":
             errors = errors + 0.3 * (latents * sae.W_dec.norm(dim=1)).sum(1)
@@ -79,7 +81,7 @@ def test_training_equals_a_plain_loop_over_the_definition(harvest, kind, objecti
         if len(dead):
             num_revived += 1
             residual = (x - recon).detach()
-            aux = sae.auxk_errors(residual, pre_acts, dead).mean()
+            aux = sae.auxk_errors(x, residual, dead).mean()
             loss = loss + aux / residual.square().sum(1).mean() / 32
         optimizer.zero_grad()
         loss.backward()
@@ -156,7 +158,8 @@ def test_logged_values_are_those_of_the_batch(harvest, tmp_path):
     x = x_all[BatchOrder(64, 10, 0).indices(0)]
     sae = make_sae()
     with torch.no_grad():
-        recon, latents, _ = sae(x)
+        latents = sae.encode(x)
+        recon = sae.decode(latents)
     variance = (x_all - x_all.mean(0)).square().sum(1).mean()
     assert row["train/fvu"] == pytest.approx(
         float((x - recon).square().sum(1).mean() / variance), rel=1e-4
@@ -177,7 +180,8 @@ def naive_dead_latents(batches: list[torch.Tensor]) -> tuple[list[int], list[int
     return since, counts
 
 
-def test_dead_latents_are_counted_as_a_loop_counts_them():
+@pytest.mark.parametrize("sparse", [True, False])
+def test_dead_latents_are_counted_as_a_loop_counts_them(sparse):
     generator = torch.Generator().manual_seed(0)
     batches = [
         torch.rand(int(n), 5, generator=generator).sub(torch.linspace(0.5, 1.1, 5)).relu()
@@ -185,7 +189,10 @@ def test_dead_latents_are_counted_as_a_loop_counts_them():
     ]
     dead_latents = DeadLatents(5, dead_after_tokens=25)
     for batch in batches:
-        dead_latents.update(batch)
+        active, values = ActiveSet.every(len(batch), 5, batch.device), batch.flatten()
+        if sparse:
+            active, values = ActiveSet.of_pairs(*batch.nonzero().T, len(batch), 5), batch[batch > 0]
+        dead_latents.update(SparseLatents(active, values))
     since, counts = naive_dead_latents(batches)
     assert dead_latents.tokens_since_fired.tolist() == since
     assert dead_latents.fire_counts.tolist() == counts
@@ -211,6 +218,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(harvest):
 def test_weights_that_are_not_finite_do_not_leave_training(harvest):
     lit = fit(harvest, num_steps=1)
     with torch.no_grad():
-        lit.sae.W_enc[0, 3] = float("inf")
-    with pytest.raises(ValueError, match="W_enc holds non-finite values"):
+        lit.sae.W_enc_T[3, 0] = float("inf")
+    with pytest.raises(ValueError, match="W_enc_T holds non-finite values"):
         lit.finished_sae()

@@ -1,5 +1,6 @@
 """Every command and every Python snippet of README.md."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from ssae.bench import step
 from ssae.cli import CONF, VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +26,8 @@ SSAE = [line for line in LINES if re.match(r"(ssae|torchrun .*-m ssae) ", line)]
 
 def test_every_kind_of_command_is_covered():
     others = [line for line in LINES if line not in SSAE]
-    assert all(line.startswith(("make ", "pip install ")) for line in others), others
+    known = ("make ", "pip install ", "python -m ssae.bench ")
+    assert all(line.startswith(known) for line in others), others
     assert {"run", "retrieve", "train", "evaluate"} <= {shlex.split(line)[1] for line in SSAE}
 
 
@@ -40,6 +43,15 @@ def test_every_ssae_command_composes(line: str, tmp_path: Path):
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         hydra.compose("config", [*overrides, f"verb={verb}"], return_hydra_config=True)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m")])
+def test_every_bench_command_parses(line: str):
+    parser = argparse.ArgumentParser()
+    step.add_arguments(parser)
+    words = shlex.split(line)
+    assert words[3] == "step"
+    parser.parse_args(words[4:])
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])

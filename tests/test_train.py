@@ -32,7 +32,7 @@ def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
 def assert_bitwise_equal(a: Artifact, b: Artifact) -> None:
     first, second = weights(a), weights(b)
     assert first.keys() == second.keys() == {
-        "W_enc", "W_dec", "b_enc", "b_dec", "fire_counts", "tokens_since_fired"
+        "W_enc", "W_dec", "b_enc", "b_dec", "fire_counts", "tokens_since_fired", "recycled"
     }  # fmt: skip
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -151,6 +151,26 @@ def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(
     assert not list(folder.glob("*.partial"))
 
 
+def test_resampling_continues_to_the_bit(make_study, tmp_path):
+    """Resampled at steps 4, 8 and 12; interrupted at 10, where the checkpoint is, and at 13."""
+
+    def make(name, seed=0):
+        study = make_study(tmp_path / name, seed=seed)
+        return with_training(study, dead_after_tokens=100, resample_every_steps=4)
+
+    whole = train(make("whole"), "first")
+    assert whole.manifest["num_recycled"] == weights(whole)["recycled"].sum() > 0
+    for stop in (11, 13):
+        study = make(f"parts_{stop}")
+        broken = dataclasses.replace(study, trainer=trainer_with(RaiseAt(stop)))
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train(broken, "first")
+        assert_bitwise_equal(whole, train(study, "first"))
+    without = train(with_training(make("without"), resample_every_steps=None), "first")
+    assert not torch.equal(weights(without)["W_dec"], weights(whole)["W_dec"])
+    assert not weights(without)["recycled"].any()
+
+
 def test_an_arm_starts_from_the_sae_of_another(make_study, tmp_path):
     study = with_arm(make_study(tmp_path), "second", num_tokens=1, lr=1e-12)
     second = train(study, "second")
@@ -219,7 +239,7 @@ def test_an_sae_of_another_width_or_of_other_activations_is_refused(make_study, 
 
 def test_an_init_from_that_names_nothing_is_refused(make_study, tmp_path):
     study = make_study(tmp_path)
-    with pytest.raises(ValueError, match=r"neither an arm \(first, second\) nor a directory"):
+    with pytest.raises(ValueError, match=r"neither an arm \(first, second\) nor a saved SAE"):
         train(with_arm(study, "second", init_from="third"), "second")
 
 

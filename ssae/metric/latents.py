@@ -57,18 +57,17 @@ def top_contexts(
     tokenizer: Any,
     sources: list[str],
     num: int = 4,
-    chunk: int = 8192,
+    chunk: int = 2048,
 ) -> list[list[dict[str, Any]]]:
     """Return, for each latent, the contexts in which it fires most, one per document.
 
     A context is {"tokens", "activations", "peak", "source", "activation"}; see report/html.py.
     """
-    values = torch.cat(
-        [
-            sae.encode(activations.slice(start, start + chunk).activations.float())[:, latents]
-            for start in range(0, len(activations), chunk)
-        ]
+    pieces = (
+        activations.slice(start, start + chunk).activations.float()
+        for start in range(0, len(activations), chunk)
     )
+    values = torch.cat([sae(x).latents.columns(latents) for x in pieces])
     everything = activations.slice(0, len(activations))
     return [
         _contexts(values[:, column], everything, tokenizer, sources, num)

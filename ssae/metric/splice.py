@@ -139,16 +139,15 @@ def measure_split(
             for row, (key, out) in enumerate(outputs.items(), start=2):
                 result = results[key]
                 errors = (flat - out.recon).square().sum(1).cpu()
-                active = out.latents > 0
                 result.sums.update("residual_sq", errors, *here)
                 result.sums.update("deviation_sq", (flat - mean).square().sum(1), *here)
-                result.sums.update("active", active.count_nonzero(1), *here)
+                result.sums.update("active", out.latents.num_active(), *here)
                 result.sums.update("tokens", ones[0], *here)
                 result.sums.update("ce_clean", ce[0], *there)
                 result.sums.update("ce_zero", ce[1], *there)
                 result.sums.update("ce_spliced", ce[row], *there)
                 result.sums.update("predictions", ones[1], *there)
-                result.fires += active.count_nonzero(0).cpu()
+                result.fires += out.latents.fire_counts().cpu()
                 result.add_errors(errors, frequency.ranks[ids[text]])
             seen += len(flat)
             rate = seen / max(progress.tasks[task].elapsed or 0, 1e-3)

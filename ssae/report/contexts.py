@@ -73,6 +73,7 @@ def latent_card(latent: Mapping[str, Any], styles: Mapping[str, Style]) -> dict[
         )
     return {
         "latent": latent["latent"],
+        "origin": latent.get("origin", "kept"),
         "log_ratio": latent["log_ratio"],
         "decoder_cosine": latent["decoder_cosine"],
         "sides": sides,

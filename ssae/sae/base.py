@@ -5,6 +5,9 @@
     recon    = latents @ W_dec + b_dec              (n, d_in)
 
 W_dec (d_sae, d_in): its rows are the decoder directions, of norm 1.
+
+`forward` computes pre_acts only where latents can be non-zero (sparse.py, screen.py); `encode` and
+`forward_dense` are the same equations on whole tensors: the reference, exact and readable.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -12,26 +15,41 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssae.sae import screen
+from ssae.sae.checks import check_not_negative, check_whole
+from ssae.sae.sparse import ActiveSet, SparseLatents
+
+Choice = tuple[ActiveSet, Tensor]
+"""An active set, and its pre_acts (nnz,), which choosing it has computed."""
+
 
 class SAEOutput(NamedTuple):
     """What a forward pass gives."""
 
     recon: Tensor
     """(n, d_in) reconstruction of x."""
-    latents: Tensor
-    """(n, d_sae) latents, >= 0, mostly zero."""
+    latents: SparseLatents
+    """(n, d_sae) latents, >= 0; `latents.to_dense()` is the tensor."""
     pre_acts: Tensor
-    """(n, d_sae) before the nonlinearity."""
+    """(nnz,) before the nonlinearity, on the active set of the latents."""
+    prefix_recons: Tensor | None = None
+    """(n, num_prefixes, d_in) reconstructions from nested prefixes (matryoshka only)."""
+    extra: "SAEOutput | None" = None
+    """What the trained latents beside a frozen SAE give by themselves (residual only)."""
 
 
 class SparseAutoencoder(nn.Module):
-    """Base class: a variant overrides `nonlinearity`, and `penalty` if it has one.
+    """Base class.
+
+    A variant says what latents are (`nonlinearity`, `values`), where they can be non-zero
+    (`choose`), and what training adds to the squared error (`penalty`).
 
     Args:
         d_in: width of x.
         d_sae: number of latents.
         auxk_coefficient: weight of the auxk loss that revives dead latents; 0 switches it off.
         k_aux: how many dead latents take part in it per token.
+        subtract_b_dec: whether the encoder reads x - b_dec or x.
 
     Raises:
         ValueError: a width or coefficient is out of range.
@@ -39,28 +57,39 @@ class SparseAutoencoder(nn.Module):
 
     architecture: ClassVar[str]
     """The name in sae.json."""
+    screen_dtype: torch.dtype | None = None
+    """Precision in which active latents are searched (screen.py); None: that of the weights."""
+    num_frozen: int = 0
+    """The first latents, as many, are not trained (residual only)."""
 
-    def __init__(self, d_in: int, d_sae: int, *, auxk_coefficient: float, k_aux: int) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        auxk_coefficient: float,
+        k_aux: int,
+        subtract_b_dec: bool = True,
+    ) -> None:
         super().__init__()
         for name, value in (("d_in", d_in), ("d_sae", d_sae), ("k_aux", k_aux)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} must be a whole number of at least 1, got {value!r}; "
-                    f"set sae.{name}=256"
-                )
-        if auxk_coefficient < 0:
-            raise ValueError(
-                f"auxk_coefficient must not be negative, got {auxk_coefficient}; "
-                "set sae.auxk_coefficient=0.03125"
-            )
+            check_whole(name, value)
+        check_not_negative("auxk_coefficient", auxk_coefficient, 0.03125)
         self.d_in, self.d_sae = d_in, d_sae
         self.auxk_coefficient, self.k_aux = auxk_coefficient, k_aux
+        self.subtract_b_dec = subtract_b_dec
         directions = nn.functional.normalize(torch.randn(d_sae, d_in), dim=1)
         self.W_dec = nn.Parameter(directions)
         # Encoder starts as the decoder's transpose (arXiv 2406.04093, A.1): few latents start dead.
-        self.W_enc = nn.Parameter(directions.T.clone())
+        # Stored latent by latent, as everything sparse reads it and as ranks would share it.
+        self.W_enc_T = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def W_enc(self) -> Tensor:
+        """(d_in, d_sae), a view of the parameter W_enc_T."""
+        return self.W_enc_T.T
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -70,49 +99,127 @@ class SparseAutoencoder(nn.Module):
             "d_sae": self.d_sae,
             "auxk_coefficient": self.auxk_coefficient,
             "k_aux": self.k_aux,
+            "subtract_b_dec": self.subtract_b_dec,
         }
 
     def nonlinearity(self, pre_acts: Tensor) -> Tensor:
         """Map pre_acts (n, d_sae) to latents (n, d_sae)."""
+        every = ActiveSet.every(len(pre_acts), self.d_sae, pre_acts.device)
+        return self.values(pre_acts.flatten(), every).view_as(pre_acts)
+
+    def values(self, pre_acts: Tensor, active: ActiveSet) -> Tensor:
+        """Map pre_acts (nnz,) on an active set that `choose` gave to latents (nnz,)."""
+        return pre_acts.relu()
+
+    def choose(self, x: Tensor) -> Choice | None:
+        """Return where latents or their gradients can be non-zero; None if in most places.
+
+        Args:
+            x: (n, d_in), less b_dec if that is subtracted.
+        """
         raise NotImplementedError
 
-    def penalty(self, latents: Tensor) -> Tensor | None:
+    def penalty(self, out: SAEOutput) -> Tensor | None:
         """Return the sparsity penalty (n,) of each token, or None."""
         return None
 
+    def errors(self, x: Tensor, out: SAEOutput) -> Tensor:
+        """Return the reconstruction loss (n,) of each token: ||x - recon||^2."""
+        return (x - out.recon).square().sum(1)
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return x - b_dec, or x for an SAE that does not subtract."""
+        return x - self.b_dec if self.subtract_b_dec else x
+
     def pre_acts(self, x: Tensor) -> Tensor:
         """Return (x - b_dec) @ W_enc + b_enc, shape (n, d_sae)."""
-        return nn.functional.linear(x - self.b_dec, self.W_enc.T, self.b_enc)
+        return nn.functional.linear(self.encoder_input(x), self.W_enc_T, self.b_enc)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the latents (n, d_sae) of x (n, d_in)."""
-        return self.nonlinearity(self.pre_acts(x))
+        """Return the latents of x as a dense tensor: (..., d_in) to (..., d_sae)."""
+        pre_acts = self.pre_acts(x.reshape(-1, self.d_in))
+        return self.nonlinearity(pre_acts).view(*x.shape[:-1], self.d_sae)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return latents @ W_dec + b_dec, shape (n, d_in)."""
+        """Return latents @ W_dec + b_dec, from (..., d_sae) to (..., d_in)."""
         return nn.functional.linear(latents, self.W_dec.T, self.b_dec)
 
     def forward(self, x: Tensor) -> SAEOutput:
-        """Encode and decode x (n, d_in); further leading dimensions are kept."""
-        pre_acts = self.pre_acts(x)
-        latents = self.nonlinearity(pre_acts)
-        return SAEOutput(self.decode(latents), latents, pre_acts)
+        """Encode and decode x (n, d_in)."""
+        shifted, b_enc = x, self.b_enc
+        if self.subtract_b_dec:
+            shifted = x - self.b_dec.detach()
+            # Adds nothing but the derivative by b_dec: one matrix-vector product, where a
+            # derivative by `shifted` would be one row per token.
+            b_enc = b_enc - self.W_enc_T.detach() @ (self.b_dec - self.b_dec.detach())
+        choice = self.choose(shifted)
+        if choice is None:
+            return self.forward_dense(x)
+        active, known = choice
+        return self.finish(active, active.pre_acts(shifted, self.W_enc_T, b_enc, known))
 
-    def auxk_errors(self, residual: Tensor, pre_acts: Tensor, dead: Tensor) -> Tensor:
+    def forward_dense(self, x: Tensor) -> SAEOutput:
+        """Do what `forward` does by dense matrix products."""
+        pre_acts = self.pre_acts(x)
+        every = ActiveSet.every(len(x), self.d_sae, x.device)
+        latents = SparseLatents(every, self.nonlinearity(pre_acts).flatten())
+        return self.output(latents, pre_acts.flatten())
+
+    def finish(self, active: ActiveSet, pre_acts: Tensor) -> SAEOutput:
+        """Return the output whose pre_acts (nnz,) on an active set are known."""
+        return self.output(SparseLatents(active, self.values(pre_acts, active)), pre_acts)
+
+    def output(self, latents: SparseLatents, pre_acts: Tensor) -> SAEOutput:
+        """Decode latents."""
+        recon = latents.active.decode(latents.values, self.W_dec) + self.b_dec
+        return SAEOutput(recon, latents, pre_acts)
+
+    def auxk_errors(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
         """Return ||residual - z_aux @ W_dec||^2 per token (n,) (arXiv 2406.04093, A.2).
 
         z_aux holds the k_aux largest positive pre_acts among the dead latents.
 
         Args:
+            x: (n, d_in).
             residual: (n, d_in) x - recon, detached: the loss must not pull on living latents.
-            pre_acts: (n, d_sae).
             dead: (num_dead,) indices of the dead latents, at least one.
         """
-        z_aux = pre_acts[:, dead].relu()
-        if len(dead) > self.k_aux:
-            values, indices = z_aux.topk(self.k_aux, dim=1, sorted=False)
-            z_aux = torch.zeros_like(z_aux).scatter(1, indices, values)
-        return (residual - z_aux @ self.W_dec[dead]).square().sum(1)
+        x, W_enc_T, b_enc = self.encoder_input(x), self.W_enc_T[dead], self.b_enc[dead]
+        k = min(self.k_aux, len(dead))
+        active, known = screen.top_k(x, W_enc_T, b_enc, k, self.screen_dtype)
+        z_aux = active.pre_acts(x, W_enc_T, b_enc, known).relu()
+        return (residual - active.decode(z_aux, self.W_dec[dead])).square().sum(1)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return what the optimiser steps on; a group may have a learning rate of its own."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
+    def update_statistics(self, out: SAEOutput) -> None:
+        """Take in one training batch, where a variant keeps statistics of its own."""
+
+    @torch.no_grad()
+    def reset_latents(
+        self,
+        latents: Tensor,
+        directions: Tensor,
+        slopes: Tensor | float,
+        b_enc: Tensor,
+        unit: float,
+        /,
+    ) -> None:
+        """Start latents anew: W_dec_j = directions_j, W_enc_j = slopes_j directions_j, b_enc_j.
+
+        Args:
+            latents: (num,) indices.
+            directions: (num, d_in) of norm 1.
+            slopes: (num,) or one for all.
+            b_enc: (num,).
+            unit: mean norm of x, where training has sqrt(d_in): other parameters begin as there.
+        """
+        rows = torch.as_tensor(slopes, device=directions.device).reshape(-1, 1) * directions
+        self.W_dec[latents] = directions.to(self.W_dec)
+        self.W_enc_T[latents] = rows.to(self.W_enc_T)
+        self.b_enc[latents] = b_enc.to(self.b_enc)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
@@ -122,9 +229,12 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
         """Project the gradient of W_dec orthogonal to each unit direction: lengths are fixed."""
-        if self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
-            self.W_dec.grad.sub_(along * self.W_dec)
+        if self.W_dec.grad is None:
+            return
+        # In pieces that stay in a CPU's cache: a temporary of the whole size costs more than this.
+        rows = max(1, 2**18 // self.d_in)
+        for grad, W_dec in zip(self.W_dec.grad.split(rows), self.W_dec.split(rows), strict=True):
+            grad.addcmul_((grad * W_dec).sum(1, keepdim=True), W_dec, value=-1)
 
     @torch.no_grad()
     def rescale_input(self, scale: float) -> None:
@@ -135,3 +245,15 @@ class SparseAutoencoder(nn.Module):
         """
         self.b_dec.mul_(scale)
         self.b_enc.mul_(scale)
+
+    @torch.no_grad()
+    def fold_decoder_norms(self) -> None:
+        """Give every decoder direction norm 1 and its latent the norm instead.
+
+        Exact wherever latents scale one by one with their pre_acts; a choice of the k largest is
+        made among the scaled ones.
+        """
+        norms = self.W_dec.norm(dim=1).clamp_min(1e-12)
+        self.W_dec.div_(norms[:, None])
+        self.W_enc_T.mul_(norms[:, None])
+        self.b_enc.mul_(norms)

@@ -1,84 +1,138 @@
-"""Save and load SAEs: `sae.safetensors` (weights) beside `sae.json` (architecture, arguments).
+"""Save and load SAEs in the formats of ssae/sae/formats; a folder's content tells which it is.
 
-    sae.json   {"format": 1, "architecture": "topk", "hyperparameters": {"d_in": 192, ...},
-                "metadata": {"hookpoint": ..., "language_model": ..., ...}}
-
-Nothing is ever unpickled, and weights are checked against what sae.json says before they are used.
+Nothing in a file is executed, and weights are checked against what their description says before
+they are used.
 """
 
-import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
+from ssae.artifact import file_sha256
 from ssae.sae.base import SparseAutoencoder
-from ssae.sae.relu import ReLUSAE
-from ssae.sae.topk import TopKSAE
+from ssae.sae.formats import FORMATS, native
+from ssae.sae.formats.content import Content, build, weights_of
+from ssae.sae.formats.untrusted import read_json
+from ssae.sae.hub import locate
 
-ARCHITECTURES = {sae.architecture: sae for sae in (TopKSAE, ReLUSAE)}
+AUTO = "auto"
+
+
+def load(path_or_repo_id: str | Path, format: str = AUTO) -> SparseAutoencoder:
+    """Return a saved SAE, on the CPU, in eval mode.
+
+    Args:
+        path_or_repo_id: a folder, or an id of the hub: owner/repository[@revision][/sub/folder].
+        format: ssae, saelens, gemma_scope, dictionary_learning, sparsify, or auto: the one whose
+            files are there.
+
+    Raises:
+        ValueError: there is no SAE, or a file is damaged or does not fit the others.
+    """
+    folder = locate(path_or_repo_id)
+    return build(read(folder, format), folder)
 
 
 def save(
-    sae: SparseAutoencoder, path: str | Path, metadata: Mapping[str, Any] | None = None
+    sae: SparseAutoencoder,
+    path: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    format: str = "ssae",
 ) -> None:
-    """Write `sae.safetensors` and `sae.json` into the directory `path`."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()
-    }
-    description = {
-        "format": 1,
-        "architecture": sae.architecture,
-        "hyperparameters": sae.hyperparameters,
-        "metadata": dict(metadata or {}),
-    }
-    text = json.dumps(description, indent=1, ensure_ascii=False)
-    # Both are on disk before either takes its name: an interruption leaves the old SAE as it was.
-    save_file(weights, folder / "sae.safetensors.tmp")
-    (folder / "sae.json.tmp").write_text(text, encoding="utf-8")
-    os.replace(folder / "sae.safetensors.tmp", folder / "sae.safetensors")
-    os.replace(folder / "sae.json.tmp", folder / "sae.json")
+    """Write an SAE into the folder `path`, replacing one of the same format.
 
-
-def load(path: str | Path) -> SparseAutoencoder:
-    """Return the SAE saved in the directory `path`, on the CPU, in eval mode.
+    Args:
+        sae: of unscaled activations.
+        path: is made if need be.
+        metadata: hookpoint, language_model, ...; JSON values.
+        format: see `load`.
 
     Raises:
-        ValueError: a file is missing, damaged, or does not fit the other.
+        ValueError: the format cannot hold this architecture.
     """
-    folder = Path(path)
-    description = load_description(folder)
-    architecture = description.get("architecture")
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"{folder / 'sae.json'} names architecture {architecture!r}; "
-            f"known: {', '.join(ARCHITECTURES)}"
-        )
+    content = Content(sae.architecture, sae.hyperparameters, weights_of(sae), dict(metadata or {}))
+    write(content, Path(path), format)
+
+
+def read(path_or_repo_id: str | Path, format: str = AUTO) -> Content:
+    """Return a saved SAE as plain data, with its metadata; see `load`."""
+    folder = locate(path_or_repo_id)
+    name = detect(folder) if format == AUTO else format
+    return _module(name).read(folder)
+
+
+def write(content: Content, folder: Path, format: str) -> None:
+    """Write plain data into `folder`; see `save`."""
+    module = check_holds(format, content.architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Everything is on disk before anything takes its name: an interruption leaves the old SAE.
+    unnamed = folder / ".unnamed"
+    shutil.rmtree(unnamed, ignore_errors=True)
+    unnamed.mkdir()
     try:
-        with torch.device("meta"):  # shapes only: no memory and no random numbers are used up
-            sae = ARCHITECTURES[architecture](**description["hyperparameters"])
-        weights = load_file(folder / "sae.safetensors")
-    except (TypeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'sae.json'} does not describe an SAE: {error}") from error
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {folder / 'sae.safetensors'}: {error}") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
+        module.write(content, unnamed)
+        for name in module.FILES:
+            if (unnamed / name).exists():
+                os.replace(unnamed / name, folder / name)
+    finally:
+        shutil.rmtree(unnamed)
+
+
+def check_holds(format: str, architecture: str) -> Any:
+    """Return the module of a format.
+
+    Raises:
+        ValueError: there is none, or it cannot hold the architecture; says which can.
+    """
+    module = _module(format)
+    if architecture not in module.HOLDS:
+        able = [name for name, other in FORMATS.items() if architecture in other.HOLDS]
         raise ValueError(
-            f"{folder}: sae.json describes weights {expected}, sae.safetensors holds {found}"
+            f"{format} holds {', '.join(module.HOLDS)}, not {architecture}; "
+            f"use one of {', '.join(able)}"
         )
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{folder / 'sae.safetensors'}: {name} holds non-finite values")
-    sae.to_empty(device="cpu").load_state_dict(weights)
-    return sae.eval()
+    return module
+
+
+def detect(folder: Path) -> str:
+    """Return the name of the format in `folder`.
+
+    Raises:
+        ValueError: there is none, or more than one; says what is there and what each needs.
+    """
+    found = [name for name, module in FORMATS.items() if module.holds(folder)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{folder} holds an SAE as {' and as '.join(found)}; say format={found[0]}"
+        )
+    inside = [
+        path.relative_to(folder).as_posix()
+        for pattern in ("*", "*/*", "*/*/*")
+        for path in sorted(folder.glob(pattern))
+        if path.is_dir() and any(module.holds(path) for module in FORMATS.values())
+    ]
+    if inside:
+        listed = ", ".join(inside[:12]) + (" ..." if len(inside) > 12 else "")
+        raise ValueError(f"{folder} holds SAEs in {listed}; give the folder of one of them")
+    there = sorted(path.name for path in folder.iterdir())
+    files = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
+    needs = "; ".join(f"{name}: {module.NEEDS}" for name, module in FORMATS.items())
+    raise ValueError(f"{folder} holds no SAE, only {files or 'nothing'}. A format needs {needs}")
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    """Return what makes it this SAE: not its metadata, which name paths and arms."""
+    name = detect(folder)
+    if name != "ssae":
+        files = [file for file in FORMATS[name].FILES if (folder / file).is_file()]
+        return {"format": name, "files": {file: file_sha256(folder / file) for file in files}}
+    described = load_description(folder)
+    said = {key: described.get(key) for key in ("architecture", "hyperparameters")}
+    return said | {"weights": file_sha256(folder / native.WEIGHTS)}
 
 
 def load_description(folder: Path) -> dict[str, Any]:
@@ -87,14 +141,10 @@ def load_description(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is missing or not JSON.
     """
-    try:
-        description = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{folder} holds no sae.json; give the directory that `ssae train` or ssae.save wrote"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read {folder / 'sae.json'}: {error}") from error
-    if not isinstance(description, dict):
-        raise ValueError(f"{folder / 'sae.json'} must hold a JSON object")
-    return description
+    return read_json(folder / native.DESCRIPTION)
+
+
+def _module(format: str) -> Any:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    return FORMATS[format]

@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ssae.sae.base import SparseAutoencoder
+from ssae.sae import screen
+from ssae.sae.base import Choice, SAEOutput, SparseAutoencoder
+from ssae.sae.checks import check_not_negative
 
 
 class ReLUSAE(SparseAutoencoder):
@@ -17,21 +19,14 @@ class ReLUSAE(SparseAutoencoder):
         d_in: width of x.
         d_sae: number of latents.
         l1_coefficient: weight of the penalty.
-        auxk_coefficient: weight of the auxk loss.
-        k_aux: dead latents per token in it.
+        common: auxk_coefficient, k_aux, subtract_b_dec of SparseAutoencoder.
     """
 
     architecture = "relu"
 
-    def __init__(
-        self, d_in: int, d_sae: int, *, l1_coefficient: float, auxk_coefficient: float, k_aux: int
-    ) -> None:
-        super().__init__(d_in, d_sae, auxk_coefficient=auxk_coefficient, k_aux=k_aux)
-        if l1_coefficient < 0:
-            raise ValueError(
-                f"l1_coefficient must not be negative, got {l1_coefficient}; "
-                "set sae.l1_coefficient=5"
-            )
+    def __init__(self, d_in: int, d_sae: int, *, l1_coefficient: float, **common: Any) -> None:
+        super().__init__(d_in, d_sae, **common)
+        check_not_negative("l1_coefficient", l1_coefficient, 5)
         self.l1_coefficient = l1_coefficient
 
     @property
@@ -39,10 +34,12 @@ class ReLUSAE(SparseAutoencoder):
         """Return the constructor's arguments."""
         return super().hyperparameters | {"l1_coefficient": self.l1_coefficient}
 
-    def nonlinearity(self, pre_acts: Tensor) -> Tensor:
-        """relu(pre_acts)."""
-        return pre_acts.relu()
+    def choose(self, x: Tensor) -> Choice | None:
+        """Return where pre_acts > 0."""
+        return screen.above(x, self.W_enc_T, self.b_enc, 0.0, self.screen_dtype)
 
-    def penalty(self, latents: Tensor) -> Tensor:
+    def penalty(self, out: SAEOutput) -> Tensor:
         """Return l1_coefficient * sum_j latents_ij ||W_dec_j||, shape (n,)."""
-        return self.l1_coefficient * (latents @ self.W_dec.norm(dim=1))
+        active, values = out.latents
+        norms = self.W_dec.norm(dim=1)
+        return self.l1_coefficient * active.sum_per_token(values * active.take(norms))

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssae.sae.base import SparseAutoencoder
+from ssae.sae import screen
+from ssae.sae.base import Choice, SparseAutoencoder
+from ssae.sae.checks import check_whole
 
 
 class TopKSAE(SparseAutoencoder):
@@ -15,18 +17,14 @@ class TopKSAE(SparseAutoencoder):
         d_in: width of x.
         d_sae: number of latents.
         k: active latents per token.
-        auxk_coefficient: weight of the auxk loss.
-        k_aux: dead latents per token in it.
+        common: auxk_coefficient, k_aux, subtract_b_dec of SparseAutoencoder.
     """
 
     architecture = "topk"
 
-    def __init__(
-        self, d_in: int, d_sae: int, *, k: int, auxk_coefficient: float, k_aux: int
-    ) -> None:
-        super().__init__(d_in, d_sae, auxk_coefficient=auxk_coefficient, k_aux=k_aux)
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
-            raise ValueError(f"k must lie in 1 .. d_sae={d_sae}, got {k!r}; set sae.k=32")
+    def __init__(self, d_in: int, d_sae: int, *, k: int, **common: Any) -> None:
+        super().__init__(d_in, d_sae, **common)
+        check_whole("k", k, d_sae, 32)
         self.k = k
 
     @property
@@ -38,3 +36,7 @@ class TopKSAE(SparseAutoencoder):
         """Keep the k largest positive pre_acts of each token."""
         values, indices = pre_acts.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())
+
+    def choose(self, x: Tensor) -> Choice:
+        """Return the k largest per token."""
+        return screen.top_k(x, self.W_enc_T, self.b_enc, self.k, self.screen_dtype)

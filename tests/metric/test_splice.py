@@ -140,7 +140,8 @@ def test_every_sum_equals_the_one_over_tokens_measured_with_transformers_alone(
     tokens = reference(lm, hookpoint, plain, sae, max_tokens, bos)
     x = torch.stack([token.x for token in tokens])
     with torch.no_grad():
-        recon, latents, _ = sae(x)
+        latents = sae.encode(x)  # dense: what is measured is sparse
+        recon = sae.decode(latents)
     squares = {
         "residual_sq": (x - recon).double().square().sum(1),
         "deviation_sq": (x.double() - x.double().mean(0)).square().sum(1),

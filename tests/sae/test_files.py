@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import ssae
 from ssae.sae import files
+from ssae.sae.formats import native
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 
@@ -64,8 +65,10 @@ def test_loading_leaves_the_global_generator_alone(folder):
 
 
 def test_a_missing_description_or_weights_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no sae\.json"):
+    with pytest.raises(ValueError, match="there is no such folder"):
         ssae.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"must be the folder of an SAE, it is a file"):
+        ssae.load(folder / "sae.json")
     (folder / "sae.safetensors").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*sae\.safetensors"):
         ssae.load(folder)
@@ -82,10 +85,10 @@ def test_a_description_that_is_no_json_object_is_refused(folder, content):
         ssae.load(folder)
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", None, 3, ["topk"], {"topk": 1}, "__class__"])
+@pytest.mark.parametrize("architecture", ["jumpreelu", None, 3, ["topk"], {"topk": 1}, "__class__"])
 def test_an_unknown_architecture_is_refused_by_name(folder, architecture):
     edit(folder, architecture=architecture)
-    with pytest.raises(ValueError, match="names architecture .*; known: topk, relu"):
+    with pytest.raises(ValueError, match="names architecture .*; known: topk, relu, gated"):
         ssae.load(folder)
 
 
@@ -129,7 +132,7 @@ def test_weights_that_do_not_fit_the_description_are_refused(folder):
         {},
     ):
         save_file(damaged, folder / "sae.safetensors")
-        with pytest.raises(ValueError, match=r"sae\.json describes weights"):
+        with pytest.raises(ValueError, match=r"weights that sae\.json describes"):
             ssae.load(folder)
 
 
@@ -185,7 +188,7 @@ def test_an_interrupted_save_leaves_the_old_sae_loadable(folder, monkeypatch, wh
 
     metadata: dict = {}
     if where == "weights":
-        monkeypatch.setattr(files, "save_file", interrupted)
+        monkeypatch.setattr(native, "save_file", interrupted)
     elif where == "description":
         monkeypatch.setattr(Path, "write_text", interrupted)
     else:
