@@ -12,6 +12,7 @@ that exists is complete. Work in progress is `<hash>.partial`; it is continued b
 that need the same artifact wait; the operating system frees the lock of a process that dies.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -170,7 +171,12 @@ def build(
             log.info("%s %s: rebuilding, an earlier run was interrupted", verb, artifact.hash)
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
-        extra = make(partial)
+        try:
+            extra = make(partial)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.rmdir()  # only if nothing is in it that another call could continue
+            raise
         _seal(partial, inputs, extra)
         partial.rename(artifact.path)
         _announced.add(artifact.path)

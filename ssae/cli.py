@@ -155,7 +155,8 @@ def explain(error: BaseException) -> str:
     text = str(error)
     key = re.search(r"(?:Could not override|Key) '([\w./@]+)'", text)
     if key and ("Could not override" in text or "not in struct" in text):
-        near = difflib.get_close_matches(key.group(1), _known_keys(), n=3, cutoff=0.5)
+        known = [name for name in _known_keys() if name != key.group(1)]
+        near = difflib.get_close_matches(key.group(1), known, n=3, cutoff=0.5)
         remedy = f"did you mean {' or '.join(near)}?" if near else "see `ssae run --cfg job`"
         return f"unknown override {key.group(1)!r}: {remedy}"
     missing = re.search(r"Missing mandatory value: [\s\S]*full_key: ([\w.]+)", text)

@@ -22,6 +22,11 @@ MEDIAN_TOKENS = 2**15
 """Tokens, evenly spaced over the harvest, whose geometric median stands for that of all."""
 SAME_NORM = 1e-3
 """Decoder norms this close to 1 are 1 but for rounding."""
+STEERING = (
+    "auxk_coefficient", "k_aux", "l1_coefficient", "l0_coefficient", "target_l0", "bandwidth",
+    "threshold_lr",
+)  # fmt: skip
+"""Hyperparameters that steer training and do not enter what an SAE computes."""
 EXTRA_SHARE = 4
 """Without `extra_sae`, a residual arm gets one extra latent for this many of `sae=`."""
 
@@ -54,6 +59,7 @@ def initial_sae(study: Study, arm_name: str, init: Path | None, activations: Act
     start = study.arms[arm_name].start
     sae = load(init).train()
     if start != "residual":
+        sae = _steered(study, sae)
         _warn_of_ignored_settings(study, sae)
         _fold_decoder_norms(sae, init)
     _check(sae, init, activations)
@@ -181,6 +187,21 @@ def _fold_decoder_norms(sae: SparseAutoencoder, init: Path) -> None:
         log.warning("they differ: the %d largest are chosen anew", sae.hyperparameters["k"])
 
 
+def steering(study: Study) -> dict[str, Any]:
+    """Return what `sae=` says of training on from another SAE of its architecture."""
+    return {name: value for name, value in study.sae.keywords.items() if name in STEERING}
+
+
+def _steered(study: Study, sae: SparseAutoencoder) -> SparseAutoencoder:
+    """Return the same SAE, trained on as `sae=` says where that is its architecture."""
+    settings = {n: v for n, v in steering(study).items() if v != sae.hyperparameters.get(n)}
+    if type(sae) is not study.sae.func or not settings:
+        return sae
+    steered = type(sae)(**(sae.hyperparameters | settings))
+    steered.load_state_dict(sae.state_dict())
+    return steered.train(sae.training)
+
+
 def _check(sae: SparseAutoencoder, init: Path, activations: Activations) -> None:
     if sae.d_in != activations.d_in:
         raise ValueError(
@@ -189,14 +210,19 @@ def _check(sae: SparseAutoencoder, init: Path, activations: Activations) -> None
             "set hookpoint=<the one it was trained on>"
         )
     x = activations.slice(0, SANITY_TOKENS).activations.float()
+    training = sae.training
     with torch.no_grad():
-        fvu = float((x - sae(x).recon).square().sum() / (x - x.mean(0)).square().sum())
-    log.info("starting from %s: fvu %.3f on %d tokens", init, fvu, len(x))
+        out = sae.eval()(x)
+    sae.train(training)
+    fvu = float((x - out.recon).square().sum() / (x - x.mean(0)).square().sum())
+    l0 = float(out.latents.num_active().float().mean())
+    log.info("starting from %s: fvu %.3f, l0 %.1f on %d tokens", init, fvu, l0, len(x))
     if fvu > 1:
         raise ValueError(
-            f"the SAE in {init} has fvu {fvu:.2f} on these activations: worse than their mean. "
-            "Likely causes: another hookpoint (off by one?), another language model, bos policy, "
-            "scaled inputs. Check hookpoint=, language_model=, bos="
+            f"the SAE in {init} has fvu {fvu:.2f} on these activations (l0 {l0:.1f}): worse than "
+            "their mean. Likely causes: another hookpoint (off by one?), another language model, "
+            "bos policy, scaled inputs, or hardly any training. Check hookpoint=, "
+            "language_model=, bos=, generalist.num_tokens="
         )
 
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ssae.activation.packing import POLICIES
 from ssae.corpus.base import Corpus
@@ -11,6 +14,8 @@ from ssae.language_model import LanguageModel
 from ssae.objective.base import Objective
 from ssae.retriever.base import Retriever
 from ssae.sae.formats import FORMATS
+
+log = logging.getLogger(__name__)
 
 
 def check_types(settings: Any, prefix: str = "") -> None:
@@ -126,6 +131,11 @@ class Training:
 
     def __post_init__(self) -> None:
         check_types(self, "training.")
+        if not isinstance(self.optimizer, functools.partial):
+            raise ValueError(
+                f"training.optimizer must be an optimiser's config, got {self.optimizer!r}; set "
+                "training.optimizer._target_=torch.optim.AdamW"
+            )
         for name in ("batch_size_tokens", "dead_after_tokens", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -212,6 +222,14 @@ class Study:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name, make in (("sae", self.sae), ("extra_sae", self.extra_sae)):
+            if make is not None:
+                _check_sae(name, make)
+        starts = {arm.start for arm in self.arms.values()}
+        if self.extra_sae is not None and "residual" not in starts:
+            log.warning("extra_sae is ignored without specialist.start=residual")
+        if self.training.recycle_firing_rate > 0 and "recycle" not in starts:
+            log.warning("training.recycle_firing_rate is ignored without specialist.start=recycle")
         if self.bos not in POLICIES:
             raise ValueError(f"bos must be one of {', '.join(POLICIES)}, got {self.bos!r}")
         object.__setattr__(self, "compare", {k: v for k, v in self.compare.items() if v})
@@ -238,3 +256,12 @@ class Study:
                     raise ValueError(f"arms.{name}.init_from leads in a circle: {path}")
         if self.arm not in self.arms:
             raise ValueError(f"arm must be one of {', '.join(self.arms)}, got {self.arm!r}")
+
+
+def _check_sae(name: str, make: functools.partial[Any]) -> None:
+    """Refuse arguments of an SAE before the hours that come before it is made."""
+    try:
+        with torch.device("meta"):
+            make(d_in=1)
+    except TypeError as error:
+        raise ValueError(f"{name} has a wrong argument: {error}") from error

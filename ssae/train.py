@@ -8,6 +8,7 @@ latents.safetensors          fire_counts, tokens_since_fired (d_sae,) at the end
 import functools
 import logging
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ssae.activation.datamodule import ActivationDataModule
 from ssae.activation.shards import Activations
 from ssae.artifact import Artifact, build, locate
 from ssae.harvest import harvest_for
-from ssae.initialise import extra_sae, initial_sae
+from ssae.initialise import extra_sae, initial_sae, steering
 from ssae.lit_sae import LitSAE
 from ssae.ranks import rank
 from ssae.resample import resampler
@@ -50,6 +51,7 @@ def train(study: Study, arm_name: str) -> Artifact:
     inputs = {
         "activations": harvested,
         "sae": study.sae if init is None else files.identity(init),
+        "steering": None if init is None or arm.start == "residual" else steering(study),
         "start": arm.start,
         # What only some starts read does not touch the other arms.
         "recycle_firing_rate": study.training.recycle_firing_rate if recycles else None,
@@ -115,7 +117,9 @@ def _train(
         logger = study.logger(save_dir=study.run_dir / "logs", name=arm_name)
     callbacks: list[L.Callback] = [checkpoints, *study.trainer.keywords.get("callbacks", [])]
     if study.trainer.keywords.get("enable_progress_bar", True):
-        callbacks.append(_ProgressBar())
+        # In a file, where a line cannot be written over, twenty lines do.
+        rate = 1 if sys.stderr.isatty() else max(1, num_steps // 20)
+        callbacks.append(_ProgressBar(refresh_rate=rate))
     trainer = study.trainer(
         max_steps=num_steps,
         max_epochs=1,  # to Lightning; the order of batches knows the real ones
@@ -158,7 +162,7 @@ def _train(
             "num_tokens": num_tokens,
             "objective": repr(arm.objective),
         }
-        files.save(lit.finished_sae(), folder, metadata)
+        files.save(lit.finished_sae(), folder, metadata=metadata)
         latents = {name: value.cpu() for name, value in lit.dead_latents.named_buffers()}
         save_file(latents, folder / "latents.safetensors")
         last.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Arms that start from SAEs in the formats of other libraries, or from the hub."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -122,3 +123,22 @@ def test_what_is_no_sae_says_why(make_study: Callable[..., Study], tmp_path: Pat
             ValueError, match=rf"arms\.second\.init_from=.* neither an arm \(first, second\).*{why}"
         ):
             train(starting_from(study, init), "second")
+
+
+def test_what_only_steers_training_follows_the_config(
+    make_study: Callable[..., Study], tmp_path: Path
+):
+    sae = random_sae(make_study(tmp_path), "jumprelu")
+    ssae.save(sae, tmp_path / "saved", format="saelens")
+    study = starting_from(make_study(tmp_path), tmp_path / "saved", num_tokens=64, lr=1e-30)
+    asked = {"l0_coefficient": 0.25, "target_l0": 7, "bandwidth": 0.5, "threshold_lr": 1e-30}
+    make = functools.partial(type(sae), d_sae=32, initial_threshold=1.0, k_aux=4,
+                             auxk_coefficient=0.0, **asked)  # fmt: skip
+    artifact = train(dataclasses.replace(study, sae=make), "second")
+    trained = ssae.load(artifact.path)
+    assert asked.items() <= trained.hyperparameters.items()
+    assert trained.d_sae == 64  # what it computes is its own
+    x = torch.randn(50, 16)
+    assert torch.allclose(trained(x).recon, sae(x).recon, atol=1e-5)
+    changed = functools.partial(make.func, **(make.keywords | {"target_l0": 8}))
+    assert train(dataclasses.replace(study, sae=changed), "second").path != artifact.path

@@ -99,13 +99,14 @@ def test_it_steps_as_a_plain_loop_with_two_groups_would(harvest, name):
 @pytest.mark.parametrize(
     ("overrides", "kind", "keywords"),
     [
-        ([], torch.optim.Adam, {"betas", "fused"}),
+        ([], torch.optim.Adam, set()),
         (["training.optimizer._target_=torch.optim.AdamW", "+training.optimizer.weight_decay=0.01"],
-         torch.optim.AdamW, {"betas", "fused", "weight_decay"}),
-        (["training.optimizer._target_=torch.optim.SGD", "~training.optimizer.betas"],
-         torch.optim.SGD, {"fused"}),
+         torch.optim.AdamW, {"weight_decay"}),
+        (["training.optimizer._target_=torch.optim.SGD", "+training.optimizer.momentum=0.9"],
+         torch.optim.SGD, {"momentum"}),
+        (["training.optimizer._target_=torch.optim.RMSprop"], torch.optim.RMSprop, set()),
     ],
-    ids=["adam", "adamw", "sgd"],
+    ids=["adam", "adamw", "sgd", "rmsprop"],
 )  # fmt: skip
 def test_it_is_chosen_on_the_command_line(overrides, kind, keywords, tmp_path: Path):
     GlobalHydra.instance().clear()

@@ -52,11 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    if arguments.rounds < 1:
-        sys.exit(f"--rounds must be at least 1, got {arguments.rounds}")
-    if arguments.threads:
+    shapes, device = _check(arguments)
+    if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
     width = None if sys.stdout.isatty() else 100  # a log has room for the whole table
     console = Console(stderr=arguments.json == "-", width=width)
     screens = fast_dtype(device) is not None
@@ -71,8 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
             "On activations of the bundled model {share:.4%} of {entries:,} entries chosen through "
             "bfloat16 are those of the exact top k.".format(**results["agreement"])
         )
-    for text in arguments.shape or SHAPES:
-        shape = _shape(text)
+    for shape in shapes:
         rows = measure(*shape, device, arguments)
         results["shapes"].append(dict(zip(("d_in", "d_sae", "k", "tokens"), shape, strict=True))
                                  | {"steps": rows})  # fmt: skip
@@ -172,7 +169,7 @@ def table(shape: tuple[int, ...], rows: list[dict[str, Any]]) -> Table:
         drawn.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(
-            row["step"], f"{row['ms']:.0f}", f"{row['ms_min']:.0f}-{row['ms_max']:.0f}",
+            row["step"], _spell(row["ms"]), f"{_spell(row['ms_min'])}-{_spell(row['ms_max'])}",
             f"{row['tokens_per_second']:,.0f}", f"{row['ratio_to_floor']:.2f}",
             f"{row['ms'] / reference:.2f}" if reference else "",
             f"{row['l0']:.0f}" if "l0" in row else "",
@@ -185,6 +182,29 @@ def table(shape: tuple[int, ...], rows: list[dict[str, Any]]) -> Table:
     return drawn
 
 
+def _check(arguments: argparse.Namespace) -> tuple[list[tuple[int, int, int, int]], torch.device]:
+    """Return shapes and device, or leave with what is wrong, before anything is measured."""
+    for name, value in (("--rounds", arguments.rounds), ("--threads", arguments.threads)):
+        if value is not None and value < 1:
+            sys.exit(f"{name} must be at least 1, got {value}")
+    try:
+        device = torch.device(arguments.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).splitlines()[0]
+        sys.exit(f"--device {arguments.device} cannot be used: {line}; give cpu or cuda")
+    if arguments.json not in (None, "-"):
+        try:
+            open(arguments.json, "a", encoding="utf-8").close()
+        except OSError as error:
+            sys.exit(f"--json: {error}")
+    shapes = [_shape(text) for text in arguments.shape or SHAPES]
+    names = builders(torch.empty(1, 1), 1, 1)
+    if arguments.only and not any(arguments.only in name for name in names):
+        sys.exit(f"--only {arguments.only} is in the name of no step: {', '.join(names)}")
+    return shapes, device
+
+
 def _shape(text: str) -> tuple[int, int, int, int]:
     try:
         d_in, d_sae, k, n = (int(part) for part in text.split(","))
@@ -193,6 +213,10 @@ def _shape(text: str) -> tuple[int, int, int, int]:
     if min(d_in, d_sae, k, n) < 1 or k > d_sae:
         sys.exit(f"--shape needs positive numbers and k <= d_sae, got {text!r}")
     return d_in, d_sae, k, n
+
+
+def _spell(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def _wait(device: torch.device) -> None:

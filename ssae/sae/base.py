@@ -102,6 +102,10 @@ class SparseAutoencoder(nn.Module):
             "subtract_b_dec": self.subtract_b_dec,
         }
 
+    def extra_repr(self) -> str:
+        """Return the hyperparameters, for printing."""
+        return ", ".join(f"{name}={value}" for name, value in self.hyperparameters.items())
+
     def nonlinearity(self, pre_acts: Tensor) -> Tensor:
         """Map pre_acts (n, d_sae) to latents (n, d_sae)."""
         every = ActiveSet.every(len(pre_acts), self.d_sae, pre_acts.device)
@@ -145,7 +149,16 @@ class SparseAutoencoder(nn.Module):
         return nn.functional.linear(latents, self.W_dec.T, self.b_dec)
 
     def forward(self, x: Tensor) -> SAEOutput:
-        """Encode and decode x (n, d_in)."""
+        """Encode and decode x (n, d_in).
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise ValueError(
+                f"x must have shape (n, {self.d_in}), got {tuple(x.shape)}; x.flatten(0, -2) turns "
+                "leading dimensions into one"
+            )
         shifted, b_enc = x, self.b_enc
         if self.subtract_b_dec:
             shifted = x - self.b_dec.detach()

@@ -12,8 +12,9 @@ from ssae.sae.base import Choice, SAEOutput, SparseAutoencoder
 from ssae.sae.checks import check_whole
 from ssae.sae.sparse import ActiveSet
 
-MOMENTUM = 0.99
-"""Of the running threshold, per step: short runs end with a threshold of their own weights."""
+MOMENTUM = 0.9
+"""Of the running threshold, per step: it averages the last ten batches or so. One batch tells it to
+a per cent already, and a mean that lags behind the weights gives another l0 than k."""
 
 
 class BatchTopKSAE(SparseAutoencoder):

@@ -50,8 +50,10 @@ def save(
         format: see `load`.
 
     Raises:
-        ValueError: the format cannot hold this architecture.
+        ValueError: the format cannot hold this architecture, or the folder holds another format.
     """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata must be a mapping, got {metadata!r}; for a format: format=...")
     content = Content(sae.architecture, sae.hyperparameters, weights_of(sae), dict(metadata or {}))
     write(content, Path(path), format)
 
@@ -66,6 +68,11 @@ def read(path_or_repo_id: str | Path, format: str = AUTO) -> Content:
 def write(content: Content, folder: Path, format: str) -> None:
     """Write plain data into `folder`; see `save`."""
     module = check_holds(format, content.architecture)
+    others = [name for name, other in FORMATS.items() if name != format and _holds(other, folder)]
+    if others:
+        raise ValueError(
+            f"{folder} holds an SAE in the format {others[0]}; write {format} into another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     # Everything is on disk before anything takes its name: an interruption leaves the old SAE.
     unnamed = folder / ".unnamed"
@@ -78,6 +85,13 @@ def write(content: Content, folder: Path, format: str) -> None:
                 os.replace(unnamed / name, folder / name)
     finally:
         shutil.rmtree(unnamed)
+
+
+def _holds(module: Any, folder: Path) -> bool:
+    try:
+        return module.holds(folder)
+    except ValueError:  # what cannot be read may be replaced
+        return False
 
 
 def check_holds(format: str, architecture: str) -> Any:

@@ -122,6 +122,12 @@ class JumpReLUSAE(SparseAutoencoder):
         self.threshold[latents] = self.initial_threshold * unit
 
     @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Scale every decoder direction to norm 1, and keep the thresholds at 0 or above."""
+        super().normalise_decoder()
+        self.threshold.clamp_min_(0)
+
+    @torch.no_grad()
     def rescale_input(self, scale: float) -> None:
         """Scale the biases and the thresholds."""
         super().rescale_input(scale)

@@ -34,7 +34,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     ) -> None:
         super().__init__(d_in, d_sae, k=k, **common)
         sizes = list(group_sizes)
-        whole = all(isinstance(size, int) and size > 0 for size in sizes)
+        whole = all(type(size) is int and size > 0 for size in sizes)
         if not whole or sum(sizes) != d_sae:
             raise ValueError(
                 f"group_sizes must be positive whole numbers that sum to d_sae={d_sae}, got "

@@ -68,7 +68,7 @@ def chunks(
     chunk_bytes = CHUNK_BYTES.get(x.device.type, 2**29)
     chunk = max(1, min(n, chunk_bytes // (d_sae * W_enc_T.element_size())))
     scores = torch.empty(chunk, d_sae, dtype=W_enc_T.dtype, device=x.device)
-    for start in range(0, n, chunk):
+    for start in range(0, max(n, 1), chunk):  # without tokens, one empty chunk
         rows = x[start : start + chunk]
         out = scores[: len(rows)]
         if screens:
@@ -104,7 +104,7 @@ def _with_bias_columns(
 def grouped(scores: Tensor) -> Tensor:
     """Return a view (chunk, members, groups): latent j is in group j % groups."""
     size = math.gcd(scores.shape[1], GROUP)
-    return comparable(scores).view(len(scores), size, -1)
+    return comparable(scores).view(len(scores), size, scores.shape[1] // size)
 
 
 def largest_per_row(scores: Tensor, num: int) -> Tensor:
@@ -114,13 +114,14 @@ def largest_per_row(scores: Tensor, num: int) -> Tensor:
     and the selection, which is slow, sees few numbers.
     """
     width = scores.shape[1]
-    if width <= 8 * num or width % 4:
+    size = 8 if width > 64 * num else 4
+    if width <= 8 * num or width % size:
         return scores.topk(num, sorted=False).indices
-    groups = scores.view(len(scores), 4, width // 4)
+    groups = scores.view(len(scores), size, width // size)
     best = largest_per_row(groups.amax(1), num)
-    members = groups.gather(2, best[:, None, :].expand(-1, 4, -1)).flatten(1)
+    members = groups.gather(2, best[:, None, :].expand(-1, size, -1)).flatten(1)
     place = members.topk(num, sorted=False).indices
-    return place // num * (width // 4) + best.gather(1, place % num)
+    return place // num * (width // size) + best.gather(1, place % num)
 
 
 def comparable(scores: Tensor) -> Tensor:

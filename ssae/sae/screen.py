@@ -77,6 +77,8 @@ def above(
         dtype: of the screen; None for the dtype of the weights.
     """
     x, W_enc_T, b_enc = _plain(x), _plain(W_enc_T), _plain(b_enc)
+    if not torch.isfinite(x.sum(dtype=torch.float32)):
+        return None  # comparisons would drop what is NaN; dense products pass it on
     limit = _plain(limit) if isinstance(limit, Tensor) else limit
     shifted = (b_enc - limit).to(b_enc.dtype)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -108,7 +110,8 @@ def largest_of_batch(
     """
     x, W_enc_T, b_enc = _plain(x), _plain(W_enc_T), _plain(b_enc)
     n, d_sae = len(x), len(W_enc_T)
-    if k > DENSE_SHARE * d_sae:
+    finite = torch.isfinite(x.sum(dtype=torch.float32)).float()
+    if k > DENSE_SHARE * d_sae or all_reduce(finite) < world_size():
         return None
     below = margin(x, W_enc_T, dtype)
     guess: Tensor | None = None

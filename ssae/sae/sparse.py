@@ -67,8 +67,10 @@ class ActiveSet:
     @functools.cached_property
     def tokens(self) -> Tensor:
         """(nnz,) token of every entry."""
-        counts = self.offsets.diff()
-        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        numbers = torch.arange(self.num_tokens, device=self.offsets.device)
+        if self.indices is None:
+            return numbers.repeat_interleave(self.d_sae)
+        return numbers.repeat_interleave(self.offsets.diff())
 
     @functools.cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,12 +154,13 @@ class SparseLatents(NamedTuple):
         active = self.active
         if active.indices is None:
             return self.values.view(-1, active.d_sae)[:, latents]
+        distinct, column = latents.unique(return_inverse=True)
         place = latents.new_full((active.d_sae,), -1)
-        place[latents] = torch.arange(len(latents), device=latents.device)
+        place[distinct] = torch.arange(len(distinct), device=latents.device)
         place = place[active.indices]
         found = place >= 0
-        dense = self.values.new_zeros(active.num_tokens, len(latents))
-        return dense.index_put((active.tokens[found], place[found]), self.values[found])
+        dense = self.values.new_zeros(active.num_tokens, len(distinct))
+        return dense.index_put((active.tokens[found], place[found]), self.values[found])[:, column]
 
     def num_active(self) -> Tensor:
         """Return the number of latents > 0 of each token, (n,)."""

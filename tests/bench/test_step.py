@@ -76,3 +76,18 @@ def test_the_memory_of_a_step_is_that_of_its_tensors():
             del temporary
 
     assert peak_memory(Known(), x) == pytest.approx(4 * 200_000, abs=4 * 1000)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--rounds", "0"), ("--threads", "0"), ("--device", "nothing"), ("--only", "nothing"),
+        ("--json", "/nowhere/at/all.json"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_before_anything_is_measured(arguments):
+    done = bench("--shape", "16,64,4,8", *arguments)
+    assert done.returncode == 1
+    assert arguments[0] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout

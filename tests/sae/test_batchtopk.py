@@ -77,3 +77,22 @@ def test_forward_leaves_the_threshold_alone(make_sae, x):
     sae = make_sae("batchtopk").train()
     sae(x)
     assert float(sae.threshold) == pytest.approx(1.1)
+
+
+def test_a_short_run_ends_with_the_threshold_of_its_own_weights(make_sae):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(4096, 6, dtype=torch.float64)
+    sae = make_sae("batchtopk").train()
+    sae.threshold.zero_()
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-2)
+    for step in range(60):
+        batch = x[torch.randint(len(x), (512,))]
+        out = sae(batch)
+        sae.errors(batch, out).mean().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1, (60 - step) / 12)  # as in training: a fall at the end
+        optimizer.step()
+        optimizer.zero_grad()
+        sae.update_statistics(out)
+    l0 = sae.eval()(x).latents.num_active().double().mean()
+    assert float(l0) == pytest.approx(sae.k, rel=0.1)

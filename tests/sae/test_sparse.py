@@ -228,3 +228,37 @@ def test_frozen_weights_get_no_gradient(make_sae, kind, always_sparse):
     assert sae.W_enc_T.grad is None
     assert isinstance(sae.W_dec, nn.Parameter)
     assert sae.W_dec.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("latents", [[3, 0, 31], [5, 5], [7, 2, 7, 2], []])
+def test_columns_are_those_of_the_dense_latents(make_sae, path, latents):
+    out = make_sae("relu")(draw(20, 6))
+    found = out.latents.columns(torch.tensor(latents, dtype=torch.int64))
+    assert torch.equal(found, out.latents.to_dense()[:, latents])
+
+
+def test_every_entry_knows_its_token(make_sae, path):
+    active, values = make_sae("relu")(draw(7, 6)).latents
+    found = torch.zeros(7, dtype=torch.float64).index_add(0, active.tokens, values.detach())
+    torch.testing.assert_close(found, active.sum_per_token(values.detach()))
+
+
+def test_a_batch_without_tokens_has_no_latents(make_sae, kind, mode, always_sparse):
+    sae = make_sae(kind).train(mode == "train")
+    out = sae(draw(0, 6))
+    assert out.recon.shape == (0, 6)
+    assert out.latents.to_dense().shape == (0, sae.d_sae)
+    assert out.latents.fire_counts().sum() == 0
+
+
+def test_activations_that_are_no_numbers_are_not_hidden(make_sae, kind, mode, always_sparse):
+    x = draw(5, 6)
+    x[2, 3] = float("nan")
+    recon = make_sae(kind).train(mode == "train")(x).recon
+    assert recon[2].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3, 6), (4, 5)])
+def test_inputs_of_another_shape_are_refused(make_sae, shape):
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 6\), got .* x.flatten"):
+        make_sae("topk")(torch.zeros(shape, dtype=torch.float64))

@@ -37,7 +37,7 @@ ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
     )
 }
 
-# What to train on with where a file does not say; conf/sae/ has the same values.
+# What to train on with where neither a file nor `sae=` says.
 TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {
     "relu": {"l1_coefficient": 3.7},
     "gated": {"l1_coefficient": 6.7},
@@ -46,7 +46,7 @@ TRAINING_DEFAULTS: dict[str, dict[str, Any]] = {
         "l0_coefficient": 1.0,
         "target_l0": None,
         "initial_threshold": 2.0,
-        "threshold_lr": 1e-2,
+        "threshold_lr": None,  # as that of the weights: it has been learnt already
     },
 }
 

@@ -208,7 +208,10 @@ def test_a_folder_without_an_sae_says_what_is_there_and_what_is_needed(tmp_path:
 
 def test_two_formats_in_a_folder_are_ambiguous(make_sae: Callable[..., Any], tmp_path: Path):
     ssae.save(make_sae("topk"), tmp_path, format="ssae")
-    ssae.save(make_sae("jumprelu"), tmp_path, format="gemma_scope")
+    with pytest.raises(ValueError, match="holds an SAE in the format ssae; write gemma_scope into"):
+        ssae.save(make_sae("jumprelu"), tmp_path, format="gemma_scope")
+    ssae.save(make_sae("jumprelu"), tmp_path / "other", format="gemma_scope")
+    (tmp_path / "other/params.npz").rename(tmp_path / "params.npz")
     with pytest.raises(ValueError, match="as ssae and as gemma_scope; say format=ssae"):
         ssae.load(tmp_path)
     assert ssae.load(tmp_path, format="gemma_scope").architecture == "jumprelu"

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def folder(make_sae: Callable[..., Any], tmp_path: Path) -> Callable[[str], Path
     """Return a function that saves a small SAE in a format."""
 
     def save(name: str) -> Path:
+        shutil.rmtree(tmp_path / name, ignore_errors=True)  # what an earlier example has damaged
         ssae.save(make_sae(ARCHITECTURE[name]), tmp_path / name, format=name)
         return tmp_path / name
 
