@@ -63,14 +63,13 @@ def initial_sae(study: Study, arm_name: str, init: Path | None, activations: Act
         _warn_of_ignored_settings(study, sae)
         _fold_decoder_norms(sae, init)
     _check(sae, init, activations)
-    recycled = torch.zeros(sae.d_sae, dtype=torch.bool)
     if start == "recycle":
         device = torch.device(study.language_model.device_used)
-        recycled = recycle(sae, activations, study.training.recycle_firing_rate, device)
-    elif start == "residual":
+        rate = study.training.recycle_firing_rate
+        return Start(sae, recycle(sae, activations, rate, device))
+    if start == "residual":
         sae = with_extra_latents(study, sae, activations)
-        recycled = torch.zeros(sae.d_sae, dtype=torch.bool)
-    return Start(sae, recycled)
+    return Start(sae, torch.zeros(sae.d_sae, dtype=torch.bool))
 
 
 def with_extra_latents(

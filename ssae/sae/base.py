@@ -59,6 +59,8 @@ class SparseAutoencoder(nn.Module):
     """The name in sae.json."""
     screen_dtype: torch.dtype | None = None
     """Precision in which active latents are searched (screen.py); None: that of the weights."""
+    scaling: ClassVar[tuple[str, ...]] = ("b_enc",)
+    """What has the unit of latents, one number per latent or one for all; a variant adds to it."""
     num_frozen: int = 0
     """The first latents, as many, are not trained (residual only)."""
 
@@ -169,7 +171,8 @@ class SparseAutoencoder(nn.Module):
         if choice is None:
             return self.forward_dense(x)
         active, known = choice
-        return self.finish(active, active.pre_acts(shifted, self.W_enc_T, b_enc, known))
+        pre_acts = active.pre_acts(shifted, self.W_enc_T, b_enc, known)
+        return self.output(SparseLatents(active, self.values(pre_acts, active)), pre_acts)
 
     def forward_dense(self, x: Tensor) -> SAEOutput:
         """Do what `forward` does by dense matrix products."""
@@ -177,10 +180,6 @@ class SparseAutoencoder(nn.Module):
         every = ActiveSet.every(len(x), self.d_sae, x.device)
         latents = SparseLatents(every, self.nonlinearity(pre_acts).flatten())
         return self.output(latents, pre_acts.flatten())
-
-    def finish(self, active: ActiveSet, pre_acts: Tensor) -> SAEOutput:
-        """Return the output whose pre_acts (nnz,) on an active set are known."""
-        return self.output(SparseLatents(active, self.values(pre_acts, active)), pre_acts)
 
     def output(self, latents: SparseLatents, pre_acts: Tensor) -> SAEOutput:
         """Decode latents."""
@@ -253,20 +252,22 @@ class SparseAutoencoder(nn.Module):
     def rescale_input(self, scale: float) -> None:
         """Turn an SAE of x into the same SAE of scale * x.
 
-        Every nonlinearity here commutes with positive factors, so the weights stay and the two
-        biases scale: pre_acts, latents and recon all become `scale` times what they were.
+        Every nonlinearity here commutes with positive factors, so the weights stay and biases and
+        thresholds scale: pre_acts, latents and recon all become `scale` times what they were.
         """
-        self.b_dec.mul_(scale)
-        self.b_enc.mul_(scale)
+        for name in ("b_dec", *self.scaling):
+            getattr(self, name).mul_(scale)
 
     @torch.no_grad()
     def fold_decoder_norms(self) -> None:
         """Give every decoder direction norm 1 and its latent the norm instead.
 
         Exact wherever latents scale one by one with their pre_acts; a choice of the k largest is
-        made among the scaled ones.
+        made among the scaled ones, and a threshold for all follows the mean norm.
         """
         norms = self.W_dec.norm(dim=1).clamp_min(1e-12)
         self.W_dec.div_(norms[:, None])
         self.W_enc_T.mul_(norms[:, None])
-        self.b_enc.mul_(norms)
+        for name in self.scaling:
+            own = getattr(self, name)
+            own.mul_(norms if own.ndim else norms.mean())

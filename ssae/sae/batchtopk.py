@@ -34,6 +34,7 @@ class BatchTopKSAE(SparseAutoencoder):
     """
 
     architecture = "batchtopk"
+    scaling = ("b_enc", "threshold")
     threshold: Tensor
 
     def __init__(self, d_in: int, d_sae: int, *, k: int, **common: Any) -> None:
@@ -77,15 +78,3 @@ class BatchTopKSAE(SparseAutoencoder):
             self.threshold > 0, torch.lerp(smallest, self.threshold, MOMENTUM), smallest
         )
         self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))
-
-    @torch.no_grad()
-    def rescale_input(self, scale: float) -> None:
-        """Scale the biases and the threshold."""
-        super().rescale_input(scale)
-        self.threshold.mul_(scale)
-
-    @torch.no_grad()
-    def fold_decoder_norms(self) -> None:
-        """Give every decoder direction norm 1; one threshold can only follow the mean norm."""
-        self.threshold.mul_(self.W_dec.norm(dim=1).mean())
-        super().fold_decoder_norms()

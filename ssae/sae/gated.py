@@ -23,6 +23,7 @@ class GatedSAE(ReLUSAE):
     """
 
     architecture = "gated"
+    scaling = ("b_enc", "b_mag")
 
     def __init__(self, d_in: int, d_sae: int, *, l1_coefficient: float, **common: Any) -> None:
         super().__init__(d_in, d_sae, l1_coefficient=l1_coefficient, **common)
@@ -51,15 +52,3 @@ class GatedSAE(ReLUSAE):
         super().reset_latents(latents, *how)
         self.r_mag[latents] = 0
         self.b_mag[latents] = self.b_enc[latents]
-
-    @torch.no_grad()
-    def rescale_input(self, scale: float) -> None:
-        """Scale the three biases."""
-        super().rescale_input(scale)
-        self.b_mag.mul_(scale)
-
-    @torch.no_grad()
-    def fold_decoder_norms(self) -> None:
-        """Give every decoder direction norm 1."""
-        self.b_mag.mul_(self.W_dec.norm(dim=1).clamp_min(1e-12))
-        super().fold_decoder_norms()

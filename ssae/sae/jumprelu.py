@@ -41,6 +41,7 @@ class JumpReLUSAE(SparseAutoencoder):
     """
 
     architecture = "jumprelu"
+    scaling = ("b_enc", "threshold")
 
     def __init__(
         self,
@@ -126,18 +127,6 @@ class JumpReLUSAE(SparseAutoencoder):
         """Scale every decoder direction to norm 1, and keep the thresholds at 0 or above."""
         super().normalise_decoder()
         self.threshold.clamp_min_(0)
-
-    @torch.no_grad()
-    def rescale_input(self, scale: float) -> None:
-        """Scale the biases and the thresholds."""
-        super().rescale_input(scale)
-        self.threshold.mul_(scale)
-
-    @torch.no_grad()
-    def fold_decoder_norms(self) -> None:
-        """Give every decoder direction norm 1."""
-        self.threshold.mul_(self.W_dec.norm(dim=1).clamp_min(1e-12))
-        super().fold_decoder_norms()
 
 
 class _Jump(torch.autograd.Function):

@@ -49,15 +49,15 @@ def top_k(
     screens = is_lower(dtype, W_enc_T)
     num = min(d_sae, max(k + 8, int(SPARE * k))) if screens else k
     indices = torch.empty(n, num, dtype=torch.int64, device=x.device)
-    pre_acts = torch.empty(n, num, dtype=W_enc_T.dtype, device=x.device)
+    exact: list[Tensor] = []
     for start, scores in chunks(x, W_enc_T, b_enc, dtype):
         rows = slice(start, start + len(scores))
         indices[rows] = largest_per_row(comparable(scores), num)
         if not screens:
-            pre_acts[rows] = scores.gather(1, indices[rows])
+            exact.append(scores.gather(1, indices[rows]))
     active = ActiveSet.of_rows(indices, d_sae)
     if not screens:
-        return active, pre_acts.flatten()
+        return active, torch.cat(exact).flatten()
     pre_acts = sampled_product(x, W_enc_T, active).view(n, num) + b_enc[indices]
     pre_acts, chosen = pre_acts.topk(k, sorted=False)
     return ActiveSet.of_rows(indices.gather(1, chosen), d_sae), pre_acts.flatten()
@@ -81,18 +81,21 @@ def above(
         return None  # comparisons would drop what is NaN; dense products pass it on
     limit = _plain(limit) if isinstance(limit, Tensor) else limit
     shifted = (b_enc - limit).to(b_enc.dtype)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    scanned = 0
+    screens = is_lower(dtype, W_enc_T)
+    tokens, latents, exact = [], [], []
+    num_found = num_scanned = 0
     for start, scores in chunks(x, W_enc_T, shifted, dtype, margin(x, W_enc_T, dtype)):
         rows, columns = where_above(scores, scores.new_zeros(len(scores), 1))
-        scanned += scores.numel()
-        found.append((rows + start, columns, scores[rows, columns]))
-        if sum(len(columns) for _, columns, _ in found) > DENSE_SHARE * scanned:
+        tokens.append(rows + start)
+        latents.append(columns)
+        if not screens:
+            exact.append(scores[rows, columns])
+        num_found, num_scanned = num_found + len(columns), num_scanned + scores.numel()
+        if num_found > DENSE_SHARE * num_scanned:
             return None
-    rows, columns, excess = (torch.cat(parts) for parts in zip(*found, strict=True))
+    rows, columns = torch.cat(tokens), torch.cat(latents)
     active = ActiveSet.of_pairs(rows, columns, len(x), len(W_enc_T))
-    if is_lower(dtype, W_enc_T):
-        excess = sampled_product(x, W_enc_T, active) + shifted[columns]
+    excess = torch.cat(exact or [sampled_product(x, W_enc_T, active) + shifted[columns]])
     pre_acts = excess + (b_enc - shifted)[columns]
     return _subset(active, rows, excess > 0, pre_acts)
 
