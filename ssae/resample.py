@@ -9,7 +9,7 @@ from torch import Tensor
 from ssae.dead_latents import DeadLatents
 from ssae.ranks import all_gather, all_reduce, rank
 from ssae.sae.base import SAEOutput, SparseAutoencoder
-from ssae.study import Training
+from ssae.training import Training
 
 ENCODER_SHARE = 0.2
 """Norm of a resampled encoder row, in units of the mean norm of those of living latents."""

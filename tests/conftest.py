@@ -19,13 +19,15 @@ import torch
 import transformers
 
 from ssae.activation.shards import Activations, ShardWriter, Tokens
+from ssae.arm import Arm
 from ssae.artifact import build
 from ssae.corpus.files import Files
 from ssae.language_model import LanguageModel
 from ssae.objective.erm import ERM
 from ssae.retriever.random import Random
 from ssae.sae.topk import TopKSAE
-from ssae.study import Arm, Export, Study, Training
+from ssae.study import Export, Study
+from ssae.training import Training
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,20 @@
+"""What every part of a composed config checks alike."""
+
+import dataclasses
+from typing import Any
+
+
+def check_types(settings: Any, prefix: str = "") -> None:
+    """Refuse numbers and texts of the wrong type before they fail somewhere else.
+
+    Raises:
+        ValueError: names the setting, what it must be and what it is.
+    """
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        wanted = (int, float) if field.type is float else field.type
+        if field.type in words and (isinstance(value, bool) or not isinstance(value, wanted)):  # pyright: ignore[reportArgumentType]
+            hint = f"; write {int(value)}" if isinstance(value, float) and value % 1 == 0 else ""
+            rule = f"{prefix}{field.name} must be {words[field.type]}"
+            raise ValueError(f"{rule}, got {value!r}{hint}")
