@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test unit check format clean
+.PHONY: help demo test unit stress check format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -16,6 +16,9 @@ test: .venv/ready-dev ## every test
 
 unit: .venv/ready-dev ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow"
+
+stress: .venv/ready-dev ## training and harvests killed at random, files with flipped bytes; 10 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -q -m stress tests/stress
 
 check: .venv/ready-dev ## lint, format, types
 	$(BIN)/ruff check .
@@ -39,6 +42,6 @@ clean: ## remove the environment and everything built
 # dictionary-learning without what it needs: its nnsight wants older versions of everything, and the
 # tests only need its SAE classes.
 .venv/ready-dev: .venv/ready
-	$(PIP) -e ".[cpu,dev,peers]" -c constraints.txt
+	$(PIP) -e ".[cpu,dev,peers,quantized]" -c constraints.txt
 	$(PIP) --no-deps dictionary-learning -c constraints.txt
 	touch $@

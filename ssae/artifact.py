@@ -4,34 +4,36 @@
       config.yaml      the values that decide the content, and the hashes of the inputs
       ...              the content
       manifest.json    sha256 and size of every file, library versions, what the verb adds
-      DONE             written last
+      DONE             sha256 of manifest.json, written last
 
 A directory gets its final name by one atomic rename after everything is on disk, so a directory
 that exists is complete. Work in progress is `<hash>.partial`; it is continued by the verbs that can
-(training) and rebuilt by the others, never trusted. A file lock lets one process build while others
-that need the same artifact wait; the operating system frees the lock of a process that dies.
+(harvest, train) and rebuilt by the others, never trusted. A file lock lets one process build while
+others that need the same artifact wait; the operating system frees the lock of a process that dies.
+The ranks of one run make an artifact together: see together.py.
 """
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
+from ssae.manifest import file_sha256, read_manifest, sync, write_manifest
+
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("ssae", "torch", "transformers", "datasets", "lightning", "numpy", "scikit-learn")
+ARTIFACT_FORMAT = 2
+"""Part of every hash: artifacts of an older layout are made anew instead of misread."""
 
 
 def describe(value: Any) -> Any:
@@ -76,18 +78,6 @@ CHECKED_BYTES = 2**26
 """Reuse compares the checksums of files up to this size; of larger ones (shards) the size."""
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hex; a file is read once per version of it."""
-    status = path.stat()
-    return _sha256(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.cache
-def _sha256(path: Path, *version: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclasses.dataclass(frozen=True)
 class Artifact:
     """A finished directory of `verb`, addressed by the hash of what went into it."""
@@ -107,8 +97,21 @@ class Artifact:
 
     @functools.cached_property
     def manifest(self) -> dict[str, Any]:
-        """`manifest.json`."""
-        return json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        """`manifest.json`.
+
+        Raises:
+            ValueError: it is missing, or not what was written.
+        """
+        try:
+            return read_manifest(self.path)
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
+
+    def damaged(self, what: str) -> ValueError:
+        """Return the error that says so, with the remedy."""
+        return ValueError(
+            f"artifact {self.path} is damaged ({what}); remove it and run again: rm -r {self.path}"
+        )
 
     def corrupt_files(self, checked_bytes: float = math.inf) -> list[str]:
         """Return the files that are missing or no longer what the manifest says.
@@ -127,7 +130,7 @@ class Artifact:
 
 def locate(root: Path, verb: str, inputs: Mapping[str, Any]) -> Artifact:
     """Return where the artifact of `verb` for `inputs` is, or would be."""
-    return Artifact(root / verb / content_hash(inputs), verb)
+    return Artifact(root / verb / content_hash(_versioned(inputs)), verb)
 
 
 def build(
@@ -151,83 +154,90 @@ def build(
         ValueError: the finished directory is damaged, or the folder cannot be written.
     """
     artifact = locate(root, verb, inputs)
+    if artifact.path.exists():
+        return check(artifact)
+    with locked(artifact):
+        if artifact.path.exists():
+            return check(artifact)
+        if artifact.partial.exists() and not resumable:
+            log.info("%s %s: rebuilding, an earlier run was interrupted", verb, artifact.hash)
+            shutil.rmtree(artifact.partial)
+        with partial_folder(artifact) as folder:
+            extra = make(folder)
+        seal(artifact, inputs, extra)
+    return artifact
+
+
+@contextlib.contextmanager
+def locked(artifact: Artifact) -> Iterator[None]:
+    """Hold the artifact's lock, waiting for another process that builds it.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
     try:
         artifact.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(artifact.path.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = "another process, or rank,"
+            log.info("%s %s: %s is building it; waiting", artifact.verb, artifact.hash, who)
+            lock.acquire()
     except OSError as error:
         raise ValueError(f"{error}; set artifacts=<a folder you can write to>") from error
-    if artifact.path.exists():
-        return _reuse(artifact)
-    lock = FileLock(artifact.path.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s %s: another process is building it, waiting", verb, artifact.hash)
-        lock.acquire()
-    try:
-        if artifact.path.exists():
-            return _reuse(artifact)
-        partial = artifact.partial
-        if partial.exists() and not resumable:
-            log.info("%s %s: rebuilding, an earlier run was interrupted", verb, artifact.hash)
-            shutil.rmtree(partial)
-        partial.mkdir(exist_ok=True)
-        try:
-            extra = make(partial)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.rmdir()  # only if nothing is in it that another call could continue
-            raise
-        _seal(partial, inputs, extra)
-        partial.rename(artifact.path)
-        _announced.add(artifact.path)
+        yield
     finally:
         lock.release()
-    return artifact
 
 
-def _reuse(artifact: Artifact) -> Artifact:
-    path = artifact.path
+@contextlib.contextmanager
+def partial_folder(artifact: Artifact) -> Iterator[Path]:
+    """Make the folder of work in progress; after an error it stays if anything is in it."""
+    artifact.partial.mkdir(parents=True, exist_ok=True)
     try:
-        broken = artifact.corrupt_files(CHECKED_BYTES) if (path / "DONE").exists() else ["DONE"]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        broken = ["manifest.json"]
+        yield artifact.partial
+    except BaseException:
+        with contextlib.suppress(OSError):
+            artifact.partial.rmdir()  # only if nothing is in it that another call could continue
+        raise
+
+
+def check(artifact: Artifact) -> Artifact:
+    """Return a finished artifact that is to be reused.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    broken = artifact.corrupt_files(CHECKED_BYTES)
     if broken:
-        raise ValueError(
-            f"artifact {path} is damaged ({', '.join(broken[:3])}); remove it and run again: "
-            f"rm -r {path}"
-        )
-    if path not in _announced:  # a verb may ask for the same input many times
-        _announced.add(path)
-        log.info("%s: reusing %s", artifact.verb, path)
+        raise artifact.damaged(", ".join(broken[:3]))
+    if artifact.path not in _announced:  # a verb may ask for the same input many times
+        _announced.add(artifact.path)
+        log.info("%s: reusing %s", artifact.verb, artifact.path)
     return artifact
 
 
-def _seal(folder: Path, inputs: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(describe(inputs), sort_keys=False, allow_unicode=True)
+def seal(artifact: Artifact, inputs: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Write config, manifest and DONE into the partial folder and give it its name.
+
+    Args:
+        artifact: whose partial folder is complete.
+        inputs: as `build` got them.
+        extra: for the manifest; its "sha256", {file: digest}, spares reading those files again.
+    """
+    folder = artifact.partial
+    text = yaml.safe_dump(describe(_versioned(inputs)), sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
-    files = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {**extra, "files": files, "libraries": _versions()}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-    (folder / "DONE").touch()
+    write_manifest(folder, extra)
+    folder.rename(artifact.path)
+    sync(artifact.path.parent)
+    _announced.add(artifact.path)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def _versioned(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**inputs, "artifact_format": ARTIFACT_FORMAT}
 
 
 def _qualified_name(thing: Any) -> str:

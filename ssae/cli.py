@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import errno
+import inspect
 import logging
 import netrc
 import os
@@ -22,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssae import __version__
 from ssae.allocator import use_huge_pages
 from ssae.help import VERB_HELP, VERBS, help_text
+from ssae.signals import Interrupted, end_with_launcher, interrupt_on_signals
 
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package, in a clone beside it.
@@ -86,9 +89,10 @@ def call_verb(verb: str, study: Any) -> None:
 
             print_made(retrieve_for(study, study.arm))
         case "harvest":
-            from ssae.harvest import harvest_for
+            from ssae.harvest import harvest_all_for
 
-            print_made(harvest_for(study, study.arm))
+            for artifact in harvest_all_for(study, study.arm).values():
+                print_made(artifact)
         case "train":
             from ssae.train import train
 
@@ -111,7 +115,7 @@ def print_made(artifact: Any) -> None:
         return
     print(artifact.path)  # noqa: T201
     for key, value in artifact.manifest.items():
-        if key not in ("files", "libraries"):
+        if key not in ("files", "libraries", "shard_sizes"):
             print(f"  {key}: {value}")  # noqa: T201
 
 
@@ -137,11 +141,12 @@ def main() -> None:
     overrides = [word for word in arguments[1:] if word not in flags]
     sys.argv[1:] = [*flags, f"verb={verb}", *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the lines below
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
+    end_with_launcher()
     try:
         task()
-    except KeyboardInterrupt:
-        _exit("interrupted; give the same command again to continue", status=130)
+    except KeyboardInterrupt as stop:
+        _exit_interrupted(stop)
     except ERRORS as error:
         _fail(error)
 
@@ -153,9 +158,20 @@ def explain(error: BaseException) -> str:
         where = "" if isinstance(error.__cause__, ValueError) or not key else f"{key.group(1)}: "
         return where + explain(error.__cause__)
     text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"the disk is full{where}: make room, or set artifacts=<a folder on a larger disk>; "
+            "what is finished stays, the same command continues"
+        )
     key = re.search(r"(?:Could not override|Key) '([\w./@]+)'", text)
     if key and ("Could not override" in text or "not in struct" in text):
         known = [name for name in _known_keys() if name != key.group(1)]
+        import lightning
+
+        option = key.group(1).removeprefix("trainer.")
+        if option != key.group(1) and option in inspect.signature(lightning.Trainer).parameters:
+            return f"trainer.{option} is not set so far: write +trainer.{option}=..."
         near = difflib.get_close_matches(key.group(1), known, n=3, cutoff=0.5)
         remedy = f"did you mean {' or '.join(near)}?" if near else "see `ssae run --cfg job`"
         return f"unknown override {key.group(1)!r}: {remedy}"
@@ -201,6 +217,7 @@ def _quiet_libraries() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for name in ("httpx", "faiss.loader", "bm25s"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every matrix product
     # Batches come straight from mapped files: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -213,6 +230,14 @@ def _fail(error: Exception) -> NoReturn:
     if os.environ.get("SSAE_TRACEBACK"):  # for those who work on ssae itself
         raise error
     _exit(explain(error))
+
+
+def _exit_interrupted(stop: KeyboardInterrupt) -> NoReturn:
+    if not isinstance(stop, Interrupted):
+        stop = Interrupted(signal.SIGINT)
+    if os.environ.get("RANK", "0") != "0":  # rank 0 says it
+        sys.exit(stop.status)
+    _exit(str(stop), stop.status)
 
 
 def _exit(message: str, status: int = 1) -> NoReturn:

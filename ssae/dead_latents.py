@@ -37,14 +37,25 @@ class DeadLatents(nn.Module):
         return self.tokens_since_fired > self.dead_after_tokens
 
     @torch.no_grad()
-    def update(self, latents: SparseLatents) -> None:
-        """Count one batch; call once per training step, never in eval."""
-        fires = all_reduce(latents.fire_counts())
+    def update(self, latents: SparseLatents, flag: Tensor) -> Tensor:
+        """Count one batch; call once per training step, never in eval.
+
+        Args:
+            latents: of this rank's part of the batch.
+            flag: () bool, sent along in the same reduction.
+
+        Returns:
+            () bool: whether any rank's flag is set.
+        """
+        counts = latents.fire_counts()
+        reduced = all_reduce(torch.cat([counts, flag[None].to(counts.dtype)]))
+        fires, flag = reduced[:-1], reduced[-1] > 0
         num_tokens = latents.active.num_tokens * world_size()
         self.fire_counts += fires
         self.tokens_since_fired += num_tokens
         self.tokens_since_fired.masked_fill_(fires > 0, 0)
         self.tokens_since_fired[: self.num_frozen] = 0
+        return flag
 
     def restart(self, latents: Tensor) -> None:
         """Take note that latents (num,) have been started anew."""

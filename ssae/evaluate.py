@@ -11,11 +11,10 @@ from typing import Any
 
 import datasets
 import torch
-from rich.progress import track
 from safetensors.torch import load_file
 
-from ssae.activation.packing import pack
-from ssae.activation.shards import Activations
+from ssae.activation.reader import Activations
+from ssae.activation.rows import Rows
 from ssae.artifact import Artifact, build
 from ssae.corpus.base import load_splits
 from ssae.harvest import harvest
@@ -32,6 +31,7 @@ from ssae.retrieve import retrieve
 from ssae.sae.base import SparseAutoencoder
 from ssae.sae.files import load
 from ssae.study import Study
+from ssae.tokenise import tokenise
 from ssae.train import train
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,12 @@ NUM_DIFFERING = 10
 
 
 def evaluate(study: Study) -> Artifact:
-    """Return metrics and tables for every arm of the study, training what is not trained yet."""
+    """Return metrics and tables for every arm of the study, training what is not trained yet.
+
+    Raises:
+        ValueError: the model is an encoder: nothing to compare next-token predictions of.
+    """
+    study.language_model.check_causal()  # before the hours that training takes
     trained = {name: train(study, name) for name in study.arms}
     corpus = study.corpus.build(study.artifacts)
     harvested = {split: harvest(study, corpus, split, study.evaluation_tokens) for split in SPLITS}
@@ -60,16 +65,15 @@ def evaluate(study: Study) -> Artifact:
     def make(folder: Path) -> dict[str, Any]:
         lm = study.language_model
         saes = {name: load(artifact.path).to(lm.device_used) for name, artifact in trained.items()}
-        frequency = frequency_of(_token_counts(study, pool_sample))
+        frequency = frequency_of(Rows(tokenise(study, pool_sample)).token_counts)
         splits = load_splits(corpus)._asdict()
         metrics: list[dict[str, Any]] = []
         tables: dict[str, list[dict[str, Any]]] = {"error_by_rank": [], "firing_rates": []}
         fires = {}
         for split in SPLITS:
-            activations = Activations(harvested[split])
-            sums = measure_split(
-                study, saes, splits[split]["text"], activations.mean, frequency, name=split
-            )
+            mean = Activations(harvested[split]).mean
+            rows = Rows(tokenise(study, corpus, split, study.evaluation_tokens))
+            sums = measure_split(study, saes, rows, mean, frequency, name=split)
             metrics += ratio_rows(sums, split, study.num_bootstraps, study.seed)
             for name, measured in sums.items():
                 silence = _silence(study, trained[name], measured)
@@ -147,16 +151,6 @@ def differing_latents(
             }
         )
     return rows
-
-
-def _token_counts(study: Study, documents: Artifact) -> torch.Tensor:
-    lm = study.language_model
-    texts = list(datasets.Dataset.load_from_disk(documents.path / "documents")["text"])
-    counts = torch.zeros(lm.vocab_size, dtype=torch.int64)
-    batches = pack(lm.tokenizer, texts, study.context_length, "none", rows_per_batch=256)
-    for rows in track(list(batches), "counting token types", transient=True):
-        counts += torch.bincount(torch.from_numpy(rows.input_ids).ravel(), minlength=len(counts))
-    return counts
 
 
 def _silence(study: Study, artifact: Artifact, measured: SplitSums) -> dict[str, int]:

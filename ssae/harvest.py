@@ -1,28 +1,47 @@
-"""ssae harvest: run the language model over the documents and store activations in shards."""
+"""ssae harvest: run the language model over the documents and store activations in shards.
+
+The rows of token ids are there (tokenise.py), so the shards are planned exactly; rank r of R makes
+the shards r, r + R, ..., one forward pass for all hookpoints. What a shard holds depends on nothing
+but the plan, and an interrupted harvest, continued by however many ranks, ends as any other.
+"""
 
 import logging
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
+import lightning as L
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ssae.activation.packing import Rows, pack
-from ssae.activation.shards import ShardWriter, Tokens
-from ssae.artifact import Artifact, build
-from ssae.language_model import LanguageModel
+from ssae.activation.lit_harvest import LitHarvest, Work
+from ssae.activation.plan import announce, plan_shards
+from ssae.activation.rows import Rows
+from ssae.activation.shards import is_intact, shard_name, write_statistics
+from ssae.activation.writer import ShardWriter
+from ssae.artifact import Artifact, locate
 from ssae.retrieve import retrieve_for
+from ssae.sample import sample
+from ssae.signals import disarm
 from ssae.study import Study
+from ssae.together import barrier, build_together, from_all_ranks, from_rank_zero
+from ssae.tokenise import tokenise
 
 log = logging.getLogger(__name__)
 
 
 def harvest_for(study: Study, arm: str) -> Artifact:
-    """Return the activations that an arm of the study learns from."""
+    """Return the activations that an arm of the study learns from, or a sample of them."""
     check_model(study)  # before the time that retrieval takes
-    return harvest(study, retrieve_for(study, arm))
+    sample_tokens = study.activation.sample_tokens
+    return harvest(study, retrieve_for(study, arm), sample_tokens=sample_tokens)
+
+
+def harvest_all_for(study: Study, arm: str) -> dict[str, Artifact]:
+    """Return {hookpoint: its activations}, of the study's own hookpoint and of `hookpoints`."""
+    check_model(study)  # before the time that retrieval takes
+    sample_tokens = study.activation.sample_tokens
+    documents = retrieve_for(study, arm)
+    return harvest_all(study, documents, check_model(study), sample_tokens=sample_tokens)
 
 
 def harvest(
@@ -30,113 +49,174 @@ def harvest(
     documents: Artifact,
     split: str = "documents",
     max_tokens: int | None = None,
+    sample_tokens: int | None = None,
 ) -> Artifact:
-    """Return the activations of the documents at the study's hookpoint.
+    """Return the activations of the documents at the study's hookpoint; see `harvest_all`."""
+    own = check_model(study)[:1]
+    [artifact] = harvest_all(study, documents, own, split, max_tokens, sample_tokens).values()
+    return artifact
+
+
+def harvest_all(
+    study: Study,
+    documents: Artifact,
+    hookpoints: list[str],
+    split: str = "documents",
+    max_tokens: int | None = None,
+    sample_tokens: int | None = None,
+) -> dict[str, Artifact]:
+    """Return {hookpoint: its activations of the documents}, made in the same forward passes.
+
+    Every rank calls it. Sizes of batches change activations by rounding at most, so that an
+    artifact does not depend on `harvest_batch_tokens`, nor on the device.
 
     Args:
-        study: names model, hookpoint, context length and bos policy.
+        study: names model, context length, bos policy, packing and shard size.
         documents: an artifact of `retrieve`, or of a corpus.
+        hookpoints: full names.
         split: the folder of the documents inside the artifact.
-        max_tokens: of text; null harvests all of it.
+        max_tokens: of text, first documents first; null harvests all of it.
+        sample_tokens: of those, in random rows; null harvests them all.
+
+    Raises:
+        ValueError: there is no text, the disk is too small, or an activation is not finite.
     """
     lm = study.language_model
-    inputs = {
-        "documents": documents,
-        "split": split,
-        "max_tokens": max_tokens,
-        "language_model": lm.identity(),
-        "hookpoint": check_model(study),
-        "context_length": study.context_length,
-        "bos": study.bos,
-        "format": 1,
-    }
+    tokenised = tokenise(study, documents, split, max_tokens)
+    if sample_tokens is not None:
+        tokenised = sample(study, tokenised, sample_tokens)
+    all_inputs = [
+        {
+            "rows": tokenised,
+            "language_model": lm.identity(),
+            "hookpoint": hookpoint,
+            "shard_tokens": study.shard_tokens,
+            "format": 2,
+        }
+        for hookpoint in hookpoints
+    ]
+    places = [locate(study.artifacts, "harvest", inputs).partial for inputs in all_inputs]
+    hookpoint_at = dict(zip(places, hookpoints, strict=True))
+    trainer = _trainer(study)
 
-    def make(folder: Path) -> dict[str, Any]:
-        texts = list(datasets.Dataset.load_from_disk(documents.path / split)["text"])
-        return write_shards(study, texts, folder, max_tokens)
+    def make(folders: list[Path]) -> list[Mapping[str, Any]]:
+        by_hookpoint = {hookpoint_at[folder]: folder for folder in folders}
+        return write_shards(study, Rows(tokenised), by_hookpoint, trainer)
 
-    return build(study.artifacts, "harvest", inputs, make)
+    artifacts = build_together(study.artifacts, "harvest", all_inputs, make, trainer)
+    return dict(zip(hookpoints, artifacts, strict=True))
 
 
 def write_shards(
-    study: Study, texts: list[str], folder: Path, max_tokens: int | None
-) -> dict[str, Any]:
-    """Capture every token of text, leaving special tokens out, and write shards and statistics.
+    study: Study, rows: Rows, folders: dict[str, Path], trainer: L.Trainer
+) -> list[Mapping[str, Any]]:
+    """Write the shards and statistics of hookpoints that are not in their folders yet.
 
-    Raises:
-        ValueError: the model's context is too short, the disk too small, or there is no text.
+    Args:
+        study: names the model and sizes.
+        rows: the text.
+        folders: {hookpoint: where its shards go}.
+        trainer: whose ranks share the work.
+
+    Returns:
+        The manifest's entries of each hookpoint, on rank 0.
     """
-    lm = study.language_model
-    hookpoint = check_model(study)
-    writer: ShardWriter | None = None
-    rows_per_batch = max(1, study.harvest_batch_tokens // study.context_length)
-    num_characters = sum(map(len, texts))
-    seen = 0
-    columns = (
-        TextColumn("harvesting"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=num_characters, rate="")
-        done = 0
-        for rows in pack(
-            lm.tokenizer, texts, study.context_length, study.bos, rows_per_batch, max_tokens
-        ):
-            tokens = capture_rows(lm, rows, hookpoint)
-            if writer is None:
-                _check_disk(folder, tokens, num_characters)
-                writer = ShardWriter(folder, study.shard_tokens, lm.vocab_size)
-            writer.write(tokens)
-            seen += len(tokens.token_ids)
-            document = int(rows.document_ids[-1, -1])
-            progress.update(task, advance=sum(map(len, texts[done:document])))
-            done = document
-            rate = seen / max(progress.tasks[task].elapsed or 0, 1e-3)
-            progress.update(task, rate=f"{seen:,} tokens, {rate:,.0f} tokens/s")
-        progress.update(task, completed=num_characters)
-    if writer is None:
-        raise ValueError("nothing to harvest: the documents hold no token of text")
-    return {**writer.close(), "hookpoint": hookpoint, "language_model": lm.name}
-
-
-def capture_rows(lm: LanguageModel, rows: Rows, hookpoint: str) -> Tokens:
-    """Return the activations of the text tokens of packed rows, in reading order."""
-    input_ids = torch.from_numpy(rows.input_ids)
-    x = lm.capture(input_ids, hookpoint)
-    keep = ~torch.isin(input_ids, lm.special_ids)
-    positions = torch.arange(input_ids.shape[1], dtype=torch.int32).expand_as(input_ids)
-    return Tokens(
-        x.cpu()[keep],
-        input_ids[keep].int(),
-        torch.from_numpy(rows.document_ids)[keep],
-        positions[keep],
+    shards = plan_shards(rows, study.shard_tokens)
+    lm, batch_tokens, size = study.language_model, study.harvest_batch_tokens, trainer.world_size
+    own = shards[trainer.global_rank :: size]
+    missing_here = {
+        name: [shard.number for shard in own if _is_missing(at, shard.number)]
+        for name, at in folders.items()
+    }
+    work = [
+        Work(shard, [name for name, missing in missing_here.items() if shard.number in missing])
+        for shard in own
+    ]
+    work = [item for item in work if item.hookpoints]
+    of_ranks = from_all_ranks(missing_here)
+    missing = {name: [n for of_rank in of_ranks for n in of_rank[name]] for name in folders}
+    widths = from_rank_zero(
+        lambda: announce(lm, rows, shards, folders, missing, batch_tokens, size)
     )
+    largest = max((shard.num_tokens for shard in own), default=0)
+    writers = {
+        name: ShardWriter(folder, name, largest, *widths[name]) for name, folder in folders.items()
+    }
+    progress = _progress(sum(item.shard.num_tokens for item in work), trainer)
+    try:
+        with progress:
+            lit = LitHarvest(lm, rows, writers, batch_tokens, progress)
+            # An iterator has no length that Lightning would want to be the same on all ranks.
+            trainer.predict(lit, iter(work), return_predictions=False)
+        for writer in writers.values():
+            writer.wait()
+    except SystemExit as end:  # what Lightning makes of a KeyboardInterrupt
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        for writer in writers.values():
+            writer.close()
+    barrier()  # the shards of all ranks are there
+    if not trainer.is_global_zero:
+        return [{} for _ in folders]
+    sizes = [shard.num_tokens for shard in shards]
+    return [
+        write_statistics(folder, sizes, rows.token_counts, widths[name].dtype)
+        | {"hookpoint": name, "language_model": lm.name}
+        for name, folder in folders.items()
+    ]
 
 
-def check_model(study: Study) -> str:
-    """Return the full name of the hookpoint.
+def _is_missing(folder: Path, number: int) -> bool:
+    if is_intact(folder, number):
+        return False
+    if (folder / shard_name(number)).exists():
+        log.warning("%s is damaged or unfinished; made again", folder / shard_name(number))
+    return True
+
+
+def check_model(study: Study) -> list[str]:
+    """Return the full names of the hookpoints, the study's own first.
 
     Raises:
         ValueError: the model has no such module, or cannot read so long a context.
     """
     lm = study.language_model
-    longest = getattr(lm.model.config, "max_position_embeddings", None)
+    longest = lm.max_context_length
     if longest is not None and study.context_length > longest:
         raise ValueError(
             f"context_length {study.context_length} is longer than the {longest} positions of "
             f"{lm.name}; set context_length={longest}"
         )
-    return lm.resolve(study.hookpoint)
+    names = [study.hookpoint, *(study.hookpoints or [])]
+    return list(dict.fromkeys(lm.resolve(name) for name in names))
 
 
-def _check_disk(folder: Path, tokens: Tokens, num_characters: int) -> None:
-    """Refuse a harvest the disk cannot hold; 4 characters a token is typical, 2.5 is safe."""
-    row_bytes = tokens.activations.shape[1] * tokens.activations.element_size() + 12
-    needed = int(num_characters / 2.5 * row_bytes)
-    free = shutil.disk_usage(folder).free
-    log.info("expecting about %.1f GB of activations", num_characters / 4 * row_bytes / 1e9)
-    if needed > free:
-        raise ValueError(
-            f"the harvest may need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB "
-            "free; set artifacts=<a larger disk> or a smaller token budget"
-        )
+def _trainer(study: Study) -> L.Trainer:
+    """Return a Trainer of the study's ranks that adds nothing of its own to the forward passes."""
+    options = study.trainer.keywords
+    trainer = L.Trainer(
+        **{k: options[k] for k in ("accelerator", "devices", "num_nodes") if k in options},
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,  # the language model enters it itself
+        default_root_dir=study.artifacts,
+    )
+    disarm(trainer)
+    return trainer
+
+
+def _progress(num_tokens: int, trainer: L.Trainer) -> Progress:
+    """Return the progress bar of rank 0, which speaks for all; an empty one elsewhere."""
+    columns = (
+        TextColumn("harvesting"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    progress = Progress(*columns)
+    if trainer.is_global_zero:
+        progress.add_task("", total=num_tokens, rate="")
+    return progress

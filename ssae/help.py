@@ -49,14 +49,22 @@ writes  artifacts/retrieve/<hash>/documents   datasets folder: text, source, sco
 steered by  retriever=dense|bm25|random, retriever.*, budget_tokens, arm=<whose documents>""",
     "harvest": """\
 reads   the documents of arm=
-writes  artifacts/harvest/<hash>/shard_*.safetensors   activations, token_ids, ...
-steered by  language_model.*, hookpoint, context_length, bos, harvest_batch_tokens, shard_tokens""",
+writes  artifacts/harvest/<hash>/shard_*.safetensors   activations; token, document, position
+steered by  language_model.*, hookpoint, hookpoints=[more of them], context_length, bos, packing,
+  harvest_batch_tokens, shard_tokens; with activation=stream only a sample is harvested
+An interrupted run continues at the first missing shard when the same command is given again.
+Several devices: torchrun --nproc-per-node 2 -m ssae harvest trainer.devices=2 [overrides]""",
     "train": """\
 reads   the harvest of arm=, and the SAE it starts from (arms.<arm>.init_from, .start)
 writes  artifacts/train/<hash>/{sae.safetensors, sae.json}; load with ssae.load(folder)
-steered by  arm, sae.*, objective.*, training.*, trainer=auto|cpu, logger=csv|wandb|none, seed
+steered by  arm, activation=shards|stream, sae.*, objective.*, training.*, trainer=auto|cpu|fsdp,
+  logger=csv|wandb|none, seed
+activation=stream: the language model makes the activations while the SAE trains, none on disk
 An interrupted run continues from its last checkpoint when the same command is given again.
-Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [overrides]""",
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end it after the current step, with a checkpoint; exit code
+128 + signal, or 0 after SIGUSR1 and with SSAE_REQUEUE=1 in the environment: start it again.
+Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [overrides]
+trainer=fsdp: they share an SAE that is too wide for one of them""",
     "evaluate": """\
 reads   every arm's SAE, both test splits
 writes  artifacts/evaluate/<hash>/{metrics.json, tables.json}

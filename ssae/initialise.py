@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssae.activation.shards import Activations
+from ssae.activation.reader import Activations
 from ssae.recycle import recycle
 from ssae.sae.base import SparseAutoencoder
 from ssae.sae.files import load

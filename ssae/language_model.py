@@ -6,57 +6,68 @@ logits = lm.splice(input_ids, "gpt_neox.layers.3", fn)    # fn maps x to what re
 """
 
 import dataclasses
-import difflib
 import functools
-import os
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
+from ssae import hooks, pretrained
 from ssae.artifact import file_sha256
+from ssae.hooks import AUTO
+from ssae.pretrained import DTYPES, QUANTIZATIONS, from_pretrained
+from ssae.ranks import local_rank
 
-AUTO = "auto"
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model")
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-
-
-class _Stop(Exception):  # noqa: N818 - carries no error: it ends a forward pass early
-    pass
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model by Hugging Face name or local directory; weights load on first use.
+    """A causal language model or an encoder; weights load on first use.
 
     Args:
-        name: repository id or directory.
+        name: Hugging Face repository id or local directory, with safetensors weights.
         revision: branch, tag or commit of the repository; null is its default branch.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
-        device: "auto" (the first GPU if there is one) or a torch device.
+        device: "auto" (this rank's GPU if there is one) or a torch device.
+        device_map: spreads the model over devices, as in transformers ("auto", "cpu", a dict of
+            module paths); null: all of it on `device`.
+        quantization: "8bit" (LLM.int8) or "4bit" (NF4), by bitsandbytes; null: as stored.
 
     Raises:
-        ValueError: on use, when the model cannot be found or the dtype is unknown.
+        ValueError: a setting is unknown; on use, when the model cannot be found or loaded.
     """
 
     name: str
     revision: str | None = None
     dtype: str = AUTO
     device: str = dataclasses.field(default=AUTO, metadata={"content": False})
+    device_map: str | dict[str, Any] | None = dataclasses.field(
+        default=None, hash=False, metadata={"content": False}
+    )
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in (AUTO, *DTYPES):
+        for name, choices in (("dtype", (AUTO, *DTYPES)), ("quantization", (None, *QUANTIZATIONS))):
+            value = getattr(self, name)
+            if value not in choices:
+                spelt = ", ".join("null" if choice is None else choice for choice in choices)
+                raise ValueError(f"language_model.{name} must be one of {spelt}, got {value!r}")
+        if self.device_map is not None and self.device != AUTO:
             raise ValueError(
-                f"language_model.dtype must be one of auto, {', '.join(DTYPES)}, got {self.dtype!r}"
+                f"language_model.device_map={self.device_map!r} already says where the model is, "
+                f"got device={self.device!r} too; set language_model.device=auto"
             )
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the activations: the commit, or the checksums of a directory."""
         return self._files(("*.safetensors", *TOKENIZER_FILES, "config.json")) | {
-            "dtype": self.dtype
+            "dtype": self.dtype,
+            "quantization": self.quantization,
         }
 
     def tokenizer_identity(self) -> dict[str, Any]:
@@ -72,27 +83,59 @@ class LanguageModel:
 
     @functools.cached_property
     def _config(self) -> Any:
-        return self._load(AutoConfig)
+        return from_pretrained(AutoConfig, self.name, self.revision)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return self._load(AutoTokenizer)
+        return from_pretrained(AutoTokenizer, self.name, self.revision)
 
     @functools.cached_property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """The model, in eval mode, without gradients."""
-        dtype = self.dtype if self.dtype == AUTO else DTYPES[self.dtype]
-        # safetensors only: a .bin checkpoint is a pickle.
-        model = self._load(AutoModelForCausalLM, dtype=dtype, use_safetensors=True)
-        return model.to(self.device_used).eval().requires_grad_(False)
+        options = pretrained.placement(
+            self._config, self.dtype, self._own_device, self.device_map, self.quantization
+        )
+        model = pretrained.load(self._config, self.name, self.revision, options)
+        if "device_map" not in options:
+            model = model.to(self._own_device)
+        return model.eval().requires_grad_(False)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model predicts the next token; an encoder does not."""
+        return pretrained.has_causal_head(self._config)
+
+    def check_causal(self) -> None:
+        """Refuse a model without next-token predictions.
+
+        Raises:
+            ValueError: the model is an encoder.
+        """
+        if not self.is_causal:
+            kind = ", ".join(self._config.architectures or ["no architecture in config.json"])
+            raise ValueError(
+                f"evaluation needs a causal language model, got {self.name} ({kind}); set "
+                "language_model.name=<one>, or go no further than `ssae train` with this one"
+            )
 
     @property
     def device_used(self) -> str:
-        """The torch device the model runs on."""
+        """The torch device that the model's input goes to."""
+        if self.device_map is not None:
+            device = self.model.get_input_embeddings().weight.device
+            if device.type != "meta":  # offloaded weights: accelerate moves the input itself
+                return str(device)
+        return self._own_device
+
+    @property
+    def _own_device(self) -> str:
         if self.device != AUTO:
             return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        # A launcher may show each rank only its own GPU: then that is number 0.
+        return f"cuda:{local_rank() % torch.cuda.device_count()}"
 
     @functools.cached_property
     def special_ids(self) -> Tensor:
@@ -104,91 +147,99 @@ class LanguageModel:
         """Number of token types."""
         return self._config.get_text_config().vocab_size
 
+    @property
+    def max_context_length(self) -> int | None:
+        """Tokens of the longest row the model has positions for; None where it has no limit."""
+        return pretrained.max_context_length(self.model)
+
     def resolve(self, hookpoint: str) -> str:
         """Return the full name of a hookpoint; "auto" is the block at half depth.
 
         Raises:
             ValueError: the model has no such module; names the nearest and the blocks.
         """
-        modules = dict(self.model.named_modules())
-        blocks = max(
-            (name for name, module in modules.items() if isinstance(module, nn.ModuleList)),
-            key=lambda name: len(modules[name]),  # pyright: ignore[reportArgumentType]
-            default=None,
-        )
-        if hookpoint == AUTO and blocks is not None:
-            return f"{blocks}.{len(modules[blocks]) // 2}"  # pyright: ignore[reportArgumentType]
-        # A list of blocks is never called, so nothing comes out of it.
-        called = [n for n, m in modules.items() if n and not isinstance(m, nn.ModuleList)]
-        if hookpoint in called:
-            return hookpoint
-        near = difflib.get_close_matches(hookpoint, called, n=3, cutoff=0.5)
-        last = len(modules[blocks]) - 1 if blocks else 0  # pyright: ignore[reportArgumentType]
-        raise ValueError(
-            f"hookpoint {hookpoint!r} is not a module of {self.name}; "
-            + (f"nearest: {', '.join(near)}; " if near else "")
-            + f"blocks: {blocks}.0 .. {blocks}.{last}; set hookpoint={near[0] if near else AUTO}"
-        )
+        return hooks.resolve(self.model, hookpoint, self.name)
 
-    def _module(self, hookpoint: str) -> nn.Module:
-        try:
-            return self.model.get_submodule(hookpoint)
-        except AttributeError:  # "auto", or a name that is not there: resolve explains
-            return self.model.get_submodule(self.resolve(hookpoint))
-
-    @torch.no_grad()
-    def capture(self, input_ids: Tensor, hookpoint: str) -> Tensor:
+    def capture(
+        self, input_ids: Tensor, hookpoint: str, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """Return the module's output (batch, length, d_in); the forward stops right after it."""
-        captured: list[Tensor] = []
+        return self.capture_all(input_ids, [hookpoint], attention_mask)[hookpoint]
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            captured.append(_hidden(output, input_ids, hookpoint))
-            raise _Stop
+    def capture_all(
+        self, input_ids: Tensor, hookpoints: Sequence[str], attention_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return {hookpoint: (batch, length, d_in)}; one forward, which stops after the last."""
+        return self.read(input_ids, hookpoints, torch.clone, attention_mask)
 
-        handle = self._module(hookpoint).register_forward_hook(hook)
-        try:
-            self.model(input_ids=input_ids.to(self.device_used), use_cache=False)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-        return captured[0]
+    def read(
+        self,
+        input_ids: Tensor,
+        hookpoints: Sequence[str],
+        fn: Callable[[Tensor], Tensor],
+        attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return {hookpoint: fn(x)} of the outputs x (batch, length, d_in) of several modules.
 
-    @torch.no_grad()
-    def splice(self, input_ids: Tensor, hookpoint: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return logits (batch, length, vocab) with the module's output x replaced by fn(x)."""
+        The forward stops after the last of them. It runs in inference mode and `fn` does not, so
+        that a tensor made from x is an ordinary one, which an SAE can be trained on. A module that
+        is called more than once is read the first time.
 
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            x = _hidden(output, input_ids, hookpoint)
-            replaced = fn(x).to(x.dtype)
-            return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
+        Args:
+            input_ids: (batch, length).
+            hookpoints: module paths; see `resolve`.
+            fn: returns a new tensor, no view of x: the model may change x later.
+            attention_mask: (batch, length), 0 where padded; null when nothing is.
 
-        handle = self._module(hookpoint).register_forward_hook(hook)
-        try:
-            return self.model(input_ids=input_ids.to(self.device_used), use_cache=False).logits
-        finally:
-            handle.remove()
+        Raises:
+            ValueError: a hookpoint is missing or given twice, or gives no activations.
+        """
+        modules = self._modules(hookpoints)
+        forward = functools.partial(self._forward, input_ids, attention_mask)
+        return hooks.read(forward, modules, input_ids.shape, fn)
 
-    def _load(self, auto_class: Any, **options: Any) -> Any:
-        try:
-            return auto_class.from_pretrained(self.name, revision=self.revision, **options)
-        except (OSError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-            raise ValueError(
-                f"cannot load language model {self.name!r}: {first_line} "
-                "It must be a directory with safetensors weights or a Hugging Face repository"
-                + (" in the local cache (HF_HUB_OFFLINE is set)" if offline else "")
-                + "; set language_model.name=<directory or repository>"
-            ) from error
+    def splice(
+        self,
+        input_ids: Tensor,
+        hookpoint: str,
+        fn: Callable[[Tensor], Tensor],
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits (batch, length, vocab) with the module's output x replaced by fn(x).
 
+        Raises:
+            ValueError: the model is an encoder: it has no logits.
+        """
+        self.check_causal()
+        [module] = self._modules([hookpoint]).values()
+        forward = functools.partial(self._forward, input_ids, attention_mask)
+        return hooks.splice(forward, module, input_ids.shape, fn, hookpoint).logits
 
-def _hidden(output: Any, input_ids: Tensor, hookpoint: str) -> Tensor:
-    x = output if isinstance(output, Tensor) else output[0]
-    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[:2] != input_ids.shape:
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
-            f"hookpoint {hookpoint!r} gives {found} for input_ids of shape "
-            f"{tuple(input_ids.shape)}, not (batch, length, d_in); set hookpoint=auto"
-        )
-    return x
+    def _forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
+        device = self.device_used
+        mask = None if attention_mask is None else attention_mask.to(device)
+        return self._reader(input_ids=input_ids.to(device), attention_mask=mask)
+
+    @functools.cached_property
+    def _reader(self) -> Callable[..., Any]:
+        model = self.model
+        if getattr(self._config, "is_encoder_decoder", False) and not self.is_causal:
+            model = model.get_encoder()  # the decoder wants a text of its own
+        keeps_cache = "use_cache" in inspect.signature(model.forward).parameters
+        return functools.partial(model, use_cache=False) if keeps_cache else model
+
+    def _modules(self, hookpoints: Sequence[str]) -> dict[str, nn.Module]:
+        if not hookpoints:
+            raise ValueError("hookpoints must name at least one module; set hookpoint=auto")
+        modules = {}
+        for hookpoint in hookpoints:
+            try:
+                module = self.model.get_submodule(hookpoint)
+            except AttributeError:  # "auto", or a name that is not there: resolve explains
+                module = self.model.get_submodule(self.resolve(hookpoint))
+            if any(module is other for other in modules.values()):
+                raise ValueError(
+                    f"hookpoint {hookpoint!r} is given twice in {list(hookpoints)}; remove one"
+                )
+            modules[hookpoint] = module
+        return modules

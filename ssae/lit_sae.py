@@ -7,10 +7,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
+from ssae import divergence
 from ssae.activation.shards import Tokens
 from ssae.dead_latents import DeadLatents
+from ssae.fsdp import can_fuse, check_dtypes, gathered, share_out
 from ssae.objective.base import Objective
 from ssae.ranks import all_reduce, world_size
 from ssae.resample import Resampler
@@ -44,6 +47,9 @@ class LitSAE(L.LightningModule):
         resampler: starts dead latents anew; None: auxk alone revives them.
     """
 
+    num_resampled: Tensor
+    """() int64: latents, since the last log."""
+
     def __init__(
         self,
         sae: SparseAutoencoder,
@@ -69,16 +75,18 @@ class LitSAE(L.LightningModule):
         self.input_scale = sae.d_in**0.5 / mean_norm
         self.variance = variance * self.input_scale**2
         self.dead_latents = DeadLatents(sae.d_sae, dead_after_tokens, sae.num_frozen)
-        self.resampler, self._num_resampled = resampler, 0  # the number since the last log
+        self.resampler = resampler
+        self.register_buffer("num_resampled", torch.zeros((), dtype=torch.int64))
         sae.rescale_input(self.input_scale)
         self._last_log = 0, time.perf_counter()
 
-    def training_step(self, batch: Tokens, step: int) -> Tensor:
-        """Return the loss of one batch.
+    def configure_model(self) -> None:
+        """Share the weights out over the ranks, under a strategy that wants it (fsdp.py)."""
+        if self.device_mesh is not None:
+            share_out(self.sae, self.device_mesh)
 
-        Raises:
-            ValueError: the loss is not finite.
-        """
+    def training_step(self, batch: Tokens, step: int) -> Tensor:
+        """Return the loss of one batch."""
         x = self.input_scale * batch.activations.to(self.sae.b_dec.dtype)
         self._resample(x)
         loss, out, logged = self.loss(x)
@@ -90,17 +98,25 @@ class LitSAE(L.LightningModule):
 
         Args:
             x: (n, d_in), scaled.
+
+        Raises:
+            ValueError: the loss is not finite, on this rank or another.
         """
         out = self.sae(x)
-        loss, logged = self.objective(self._losses(x, out) / self.variance)
+        losses = self._losses(x, out) / self.variance
+        loss, logged = self.objective(losses)
+        is_dead = self.dead_latents.dead  # before this batch
+        has_failed = self.dead_latents.update(out.latents, ~torch.isfinite(loss.detach()))
         # The one host-device sync of a step; without it every latent would pay for the dead ones.
-        dead = self.dead_latents.dead.nonzero()[:, 0]
+        # A loss that is not finite makes it longer than there are latents.
+        dead = torch.cat([is_dead, has_failed.expand(len(is_dead) + 1)]).nonzero()[:, 0]
+        if len(dead) > len(is_dead):
+            raise divergence.of_batch(x, losses, self.global_step, self.lr, self._where)
         logged["dead"] = dead.new_tensor(len(dead))
         if self.sae.auxk_coefficient > 0 and len(dead):
             auxk = self._auxk(x, out, dead)
             loss = loss + self.sae.auxk_coefficient * auxk
             logged["auxk"] = auxk.detach()
-        self.dead_latents.update(out.latents)
         self.sae.update_statistics(out)
         return loss, out, logged
 
@@ -120,12 +136,16 @@ class LitSAE(L.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         step, dead_latents = self.global_step, self.dead_latents
-        self._num_resampled += self.resampler.resample(self.sae, optimizer, x, dead_latents, step)
+        self.num_resampled += self.resampler.resample(self.sae, optimizer, x, dead_latents, step)
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with linear warm-up and decay."""
         # One pass over the weights instead of ten, where there is such a version.
         able = "fused" in inspect.signature(self.optimizer.func).parameters
+        able = able and can_fuse(self.sae, self.optimizer.func)
+        if self._trainer is not None and self._trainer.gradient_clip_val:
+            # A fused step unscales the gradients itself, after they have been clipped.
+            able = able and not isinstance(self._trainer.precision_plugin, MixedPrecision)
         fused = {"fused": True} if able and "fused" not in self.optimizer.keywords else {}
         optimizer = self.optimizer(self.sae.parameter_groups(self.lr), lr=self.lr, **fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
@@ -133,6 +153,10 @@ class LitSAE(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_fit_start(self) -> None:
+        """Refuse weights that the strategy cannot train."""
+        check_dtypes(self.sae)
 
     def on_train_start(self) -> None:
         """Start the clock of tokens_per_second."""
@@ -154,26 +178,32 @@ class LitSAE(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to replace a good checkpoint by a diverged one."""
-        self._check_finite()
+        divergence.check_weights(self.sae, self.global_step, self.lr)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Become float64 before float64 is loaded: Lightning does so only afterwards."""
+        if self.sae.b_dec.dtype != torch.float64 and any(
+            tensor.dtype == torch.float64 for tensor in checkpoint["state_dict"].values()
+        ):
+            self.double()
 
     def finished_sae(self) -> SparseAutoencoder:
         """Return the SAE for unscaled activations; training must not go on afterwards.
 
+        Every rank must call.
+
         Raises:
             ValueError: a weight is not finite.
         """
-        self._check_finite()
+        divergence.check_weights(self.sae, self.global_step, self.lr)
         self.sae.rescale_input(1 / self.input_scale)
         self.sae.screen_dtype = None  # exact from now on
-        return self.sae.cpu().eval()
+        return gathered(self.sae).cpu().eval()
 
-    def _check_finite(self) -> None:
-        for name, weight in self.sae.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(
-                    f"{name} holds non-finite values at step {self.global_step}. Try a smaller lr "
-                    f"(now {self.lr}; generalist.lr, specialist.lr) or objective.tilt"
-                )
+    def _where(self, row: int) -> str:
+        """Return which token a row of this rank's batch is."""
+        data: Any = None if self._trainer is None else self._trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return f"row {row} of the batch" if data is None else data.where(self.global_step, row)
 
     def _auxk(self, x: Tensor, out: SAEOutput, dead: Tensor) -> Tensor:
         """Return auxk = sum ||r - z_aux W_dec||^2 / sum ||r||^2, both over the global batch."""
@@ -192,12 +222,6 @@ class LitSAE(L.LightningModule):
         steps = self.global_step + 1
         if steps % self.trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.global_step}; the last checkpoint is "
-                f"kept. Try a smaller lr (now {self.lr}; generalist.lr, specialist.lr) or "
-                "objective.tilt"
-            )
         now = time.perf_counter()
         num_tokens = (steps - self._last_log[0]) * len(x) * self.trainer.world_size
         rate = num_tokens / (now - self._last_log[1])
@@ -209,11 +233,14 @@ class LitSAE(L.LightningModule):
             **logged,
         }
         if self.resampler is not None:
-            values["resampled"] = loss.new_tensor(self._num_resampled)
-            self._num_resampled = 0
-        for name, value in values.items():
-            self.log(f"train/{name}", value.float(), sync_dist=True)
-            if name in ("fvu", "l0", "dead"):
-                self.log(name, value.float(), prog_bar=True, logger=False, rank_zero_only=True)
-        self.log("train/tokens_per_second", rate, rank_zero_only=True)
-        self.log("tokens/s", rate, prog_bar=True, logger=False, rank_zero_only=True)
+            values["resampled"] = self.num_resampled
+        local = torch.stack([value.detach().float() for value in values.values()])
+        means = (all_reduce(local) / world_size()).tolist()
+        row = dict(zip(values, means, strict=True)) | {"tokens_per_second": rate}
+        self.num_resampled.zero_()
+        # Not through self.log, which comes to the loggers after a checkpoint of this step.
+        for logger in self.trainer.loggers:
+            logger.log_metrics({f"train/{k}": v for k, v in row.items()}, step=self.global_step)
+            logger.save()
+        shown = {"fvu": row["fvu"], "l0": row["l0"], "dead": row["dead"], "tokens/s": rate}
+        self.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True)

@@ -1,5 +1,7 @@
 """The ranks of a distributed run; everything here is the identity when there is only one."""
 
+import os
+
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -9,6 +11,11 @@ from torch import Tensor
 def rank() -> int:
     """Return this process's rank: known from the launcher's environment before torch starts."""
     return getattr(rank_zero_only, "rank", 0)
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
 def world_size() -> int:

@@ -14,7 +14,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from ssae.activation.shards import Activations
+from ssae.activation.reader import Activations
 from ssae.sae.base import SparseAutoencoder
 from ssae.sae.sparse import SparseLatents
 

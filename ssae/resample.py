@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ssae.dead_latents import DeadLatents
+from ssae.fsdp import give_back, set_rows
 from ssae.ranks import all_gather, all_reduce, rank
 from ssae.sae.base import SAEOutput, SparseAutoencoder
 from ssae.training import Training
@@ -77,6 +78,7 @@ class Resampler:
         norms = torch.linalg.vector_norm(sae.W_enc_T, dim=1)
         scale = ENCODER_SHARE * (norms[living] if living.any() else norms).mean()
         b_enc = -scale * (directions @ sae.encoder_input(sae.b_dec[None])[0])
+        give_back(sae)  # what is changed is what each rank keeps
         sae.reset_latents(dead, directions, scale, b_enc, 1.0)
         _forget(sae, optimizer, dead - sae.num_frozen)
         dead_latents.restart(dead)
@@ -126,4 +128,4 @@ def _forget(sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, latents: T
         state: dict[str, Any] = optimizer.state.get(parameter, {})
         for value in state.values():
             if torch.is_tensor(value) and value.shape == parameter.shape:
-                value[latents] = 0
+                set_rows(value, latents, 0)

@@ -31,6 +31,7 @@ NUM_SHOWN = 10
 
 def run(study: Study) -> None:
     """Train and evaluate every arm, compare retrievers, write the report, print the table."""
+    study.language_model.check_causal()  # before the hours that training takes
     made = {arm: train(study, arm) for arm in study.arms}
     budget_tokens = study.arms[study.arm].budget_tokens
     for name, retriever in study.compare.items():

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from ssae.activation.packing import POLICIES
+from ssae.activation.rows import PACKINGS, POLICIES
+from ssae.activation.source import Supply
 from ssae.arm import Arm
 from ssae.corpus.base import Corpus
 from ssae.language_model import LanguageModel
 from ssae.retriever.base import Retriever
 from ssae.sae.formats import FORMATS
 from ssae.settings import check_types
+from ssae.trainer import check_options
 from ssae.training import Training
 
 log = logging.getLogger(__name__)
@@ -54,8 +56,11 @@ class Study:
     corpus: Corpus
     language_model: LanguageModel
     hookpoint: str
+    hookpoints: list[str] | None
     context_length: int
     bos: str
+    packing: str
+    activation: Supply
     harvest_batch_tokens: int
     shard_tokens: int
     sae: functools.partial[Any]
@@ -75,6 +80,8 @@ class Study:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_options(self.trainer.keywords)
+        self.activation.check_batch(self.training.batch_size_tokens)
         for name, make in (("sae", self.sae), ("extra_sae", self.extra_sae)):
             if make is not None:
                 _check_sae(name, make)
@@ -85,6 +92,13 @@ class Study:
             log.warning("training.recycle_firing_rate is ignored without specialist.start=recycle")
         if self.bos not in POLICIES:
             raise ValueError(f"bos must be one of {', '.join(POLICIES)}, got {self.bos!r}")
+        if isinstance(self.hookpoints, str):
+            raise ValueError(
+                f"hookpoints must be a list, got {self.hookpoints!r}; "
+                f"set hookpoints=[{self.hookpoints}]"
+            )
+        if self.packing not in PACKINGS:
+            raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, got {self.packing!r}")
         object.__setattr__(self, "compare", {k: v for k, v in self.compare.items() if v})
         for name in ("artifacts", "run_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)))

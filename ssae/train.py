@@ -5,37 +5,34 @@ latents.safetensors          fire_counts, tokens_since_fired (d_sae,) at the end
                              recycled (d_sae,): started anew, at the start or since
 """
 
+import contextlib
 import functools
 import logging
 import shutil
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import save_file
 
 from ssae.activation.datamodule import ActivationDataModule
-from ssae.activation.shards import Activations
+from ssae.activation.reader import Activations
 from ssae.artifact import Artifact, build, locate
+from ssae.checkpoints import Checkpoints
 from ssae.harvest import harvest_for
 from ssae.initialise import extra_sae, initial_sae, steering
 from ssae.lit_sae import LitSAE
-from ssae.ranks import rank
 from ssae.resample import resampler
 from ssae.sae import files
+from ssae.signals import Interrupted, StopRequest
 from ssae.study import Study
+from ssae.together import build_together
+from ssae.trainer import SPEED_ONLY, make_trainer
 
 log = logging.getLogger(__name__)
-
-# Trainer options that decide how fast the same weights appear, and what is seen meanwhile.
-SPEED_ONLY = {
-    "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "callbacks",
-    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler", "benchmark",
-}  # fmt: skip
 
 
 def train(study: Study, arm_name: str) -> Artifact:
@@ -44,12 +41,13 @@ def train(study: Study, arm_name: str) -> Artifact:
     init = _init_folder(study, arm_name)
     if arm.num_tokens == 0:
         assert init is not None  # Arm checks it
-        make = functools.partial(_copy, init)
-        return build(study.artifacts, "train", {"sae": files.identity(init), "format": 1}, make)
+        copy = functools.partial(_copy, init)
+        return build(study.artifacts, "train", {"sae": files.identity(init), "format": 1}, copy)
     harvested = harvest_for(study, arm_name)
     recycles = arm.start == "recycle"
     inputs = {
         "activations": harvested,
+        "activation": study.activation,
         "sae": study.sae if init is None else files.identity(init),
         "steering": None if init is None or arm.start == "residual" else steering(study),
         "start": arm.start,
@@ -64,26 +62,35 @@ def train(study: Study, arm_name: str) -> Artifact:
         "seed": study.seed,
         "format": 1,
     }
-    make = functools.partial(_train, study, arm_name, init, harvested)
-    if rank() == 0:
-        return build(study.artifacts, "train", inputs, make, resumable=True)
-    # The other ranks train along; rank 0 writes the artifact they then wait for.
-    artifact = locate(study.artifacts, "train", inputs)
-    if not artifact.path.exists():
-        make(artifact.partial)
-    while not artifact.path.exists():
-        time.sleep(0.1)
+    num_steps = -(-arm.num_tokens // study.training.batch_size_tokens)
+    # Beside the artifact, so that there is one until the artifact is complete.
+    folder = locate(study.artifacts, "train", inputs).path.with_suffix(".checkpoints")
+    every_steps = study.training.checkpoint_every_steps
+    checkpoints = Checkpoints(folder, every_steps, StopRequest())
+    trainer = make_trainer(study, arm_name, num_steps, [checkpoints])
+
+    def make(folders: list[Path]) -> list[Mapping[str, Any]]:
+        return [_train(study, arm_name, init, harvested, trainer, checkpoints, *folders)]
+
+    [artifact] = build_together(study.artifacts, "train", [inputs], make, trainer)
+    if trainer.is_global_zero:
+        shutil.rmtree(folder, ignore_errors=True)
     return artifact
 
 
 def _train(
-    study: Study, arm_name: str, init: Path | None, harvested: Artifact, folder: Path
+    study: Study,
+    arm_name: str,
+    init: Path | None,
+    harvested: Artifact,
+    trainer: L.Trainer,
+    checkpoints: Checkpoints,
+    folder: Path,
 ) -> dict[str, Any]:
-    arm, training = study.arms[arm_name], study.training
+    arm, training, num_steps = study.arms[arm_name], study.training, trainer.max_steps
     activations = Activations(harvested)
     L.seed_everything(study.seed, verbose=False)
     sae, recycled = initial_sae(study, arm_name, init, activations)
-    num_steps = -(-arm.num_tokens // training.batch_size_tokens)
     lit = LitSAE(
         sae,
         arm.objective,
@@ -100,60 +107,19 @@ def _train(
         resampler=resampler(training, num_steps, study.seed),
     )
     lit.dead_latents.recycled.copy_(recycled)
-    data = ActivationDataModule(
-        activations,
-        batch_size_tokens=training.batch_size_tokens,
-        seed=study.seed,
-        num_steps=num_steps,
-    )
-    checkpoints = ModelCheckpoint(
-        folder,
-        save_last=True,
-        save_top_k=0,
-        every_n_train_steps=training.checkpoint_every_steps,
-    )
-    logger = None
-    if study.logger is not None:
-        logger = study.logger(save_dir=study.run_dir / "logs", name=arm_name)
-    callbacks: list[L.Callback] = [checkpoints, *study.trainer.keywords.get("callbacks", [])]
-    if study.trainer.keywords.get("enable_progress_bar", True):
-        # In a file, where a line cannot be written over, twenty lines do.
-        rate = 1 if sys.stderr.isatty() else max(1, num_steps // 20)
-        callbacks.append(_ProgressBar(refresh_rate=rate))
-    trainer = study.trainer(
-        max_steps=num_steps,
-        max_epochs=1,  # to Lightning; the order of batches knows the real ones
-        callbacks=callbacks,
-        logger=logger or False,
-        default_root_dir=folder,
-        use_distributed_sampler=False,  # the datamodule knows its rank
-        enable_model_summary=False,
-    )
-    _check_launch(trainer)
-    last = folder / "last.ckpt"
-    if last.exists():
-        log.info("%s: continuing from %s", arm_name, last)
+    source = study.activation.source(study, arm_name, activations)
+    data = ActivationDataModule(source, num_steps)
     log.info(
         "%s: %d steps of %d tokens, %.1f epochs",
         arm_name,
         num_steps,
         training.batch_size_tokens,
-        num_steps * training.batch_size_tokens / len(activations),
+        num_steps * training.batch_size_tokens / source.num_tokens,
     )
-    start = time.perf_counter()
-    try:
-        trainer.fit(lit, data, ckpt_path=last if last.exists() else None, weights_only=True)
-    except SystemExit:  # Lightning's answer to SIGINT and SIGTERM, after closing down
-        raise KeyboardInterrupt from None
-    seconds = time.perf_counter() - start
-    if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-        logger.experiment.finish()  # one W&B run per arm
-    if trainer.global_step < num_steps:  # e.g. accumulate_grad_batches, limit_train_batches
-        raise ValueError(
-            f"{arm_name}: training ended at step {trainer.global_step} of {num_steps}; a trainer "
-            "option cut it short, see trainer.* in `ssae train --cfg job`"
-        )
+    with contextlib.closing(source):
+        seconds = _fit(arm_name, trainer, lit, data, checkpoints)
     num_tokens = num_steps * training.batch_size_tokens
+    sae = lit.finished_sae()
     if trainer.is_global_zero:
         metadata = {
             "arm": arm_name,
@@ -162,22 +128,54 @@ def _train(
             "num_tokens": num_tokens,
             "objective": repr(arm.objective),
         }
-        files.save(lit.finished_sae(), folder, metadata=metadata)
+        files.save(sae, folder, metadata=metadata)
         latents = {name: value.cpu() for name, value in lit.dead_latents.named_buffers()}
         save_file(latents, folder / "latents.safetensors")
-        last.unlink(missing_ok=True)
     made = {"arm": arm_name, "num_tokens": num_tokens, "seconds": round(seconds, 1)}
     num_recycled = int(lit.dead_latents.recycled.sum())
     return made | ({"num_recycled": num_recycled} if num_recycled else {})
 
 
-class _ProgressBar(TQDMProgressBar):
-    """Lightning's, on one line: without the logger's version number."""
+def _fit(
+    arm_name: str,
+    trainer: L.Trainer,
+    lit: LitSAE,
+    data: L.LightningDataModule,
+    checkpoints: Checkpoints,
+) -> float:
+    """Train to the end, from the newest checkpoint if there is one; return the seconds it took.
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+    Raises:
+        Interrupted: a signal came; the checkpoint is that of the last step.
+        ValueError: a callback ended the run, or nothing whole is left of its checkpoints.
+    """
+    last = checkpoints.newest()
+    if last is not None:
+        log.info("%s: continuing from %s", arm_name, last)
+    start = time.perf_counter()
+    with checkpoints.stop as stop:
+        try:
+            trainer.fit(lit, data, ckpt_path=last, weights_only=True)
+        except SystemExit as end:  # what Lightning makes of a KeyboardInterrupt
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise end.__context__ from None
+            raise
+    seconds = time.perf_counter() - start
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish()  # one W&B run per arm
+    if stop.honoured is not None:
+        raise Interrupted(
+            stop.honoured,
+            f"{arm_name}: checkpoint at step {trainer.global_step} of {trainer.max_steps}; give "
+            "the same command again to continue",
+        )
+    if trainer.global_step < trainer.max_steps:
+        raise ValueError(
+            f"{arm_name}: training ended at step {trainer.global_step} of {trainer.max_steps}; a "
+            "callback in trainer.callbacks cut it short: remove it"
+        )
+    return seconds
 
 
 def _init_folder(study: Study, arm_name: str) -> Path | None:
@@ -204,13 +202,3 @@ def _copy(init: Path, folder: Path) -> dict[str, Any]:
     if (init / "latents.safetensors").exists():
         shutil.copy(init / "latents.safetensors", folder)
     return {"num_tokens": 0}
-
-
-def _check_launch(trainer: L.Trainer) -> None:
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if trainer.world_size > 1 and not getattr(environment, "creates_processes_externally", True):
-        raise ValueError(
-            f"{trainer.world_size} ranks are started by torchrun or SLURM, not by ssae itself: "
-            f"torchrun --nproc-per-node {trainer.world_size} -m ssae train "
-            f"trainer.devices={trainer.world_size} ..."
-        )

@@ -51,11 +51,15 @@ class Training:
                 f"training.optimizer must be an optimiser's config, got {self.optimizer!r}; set "
                 "training.optimizer._target_=torch.optim.AdamW"
             )
-        for name in ("batch_size_tokens", "dead_after_tokens", "checkpoint_every_steps"):
+        for name, example in (
+            ("batch_size_tokens", 1024),
+            ("dead_after_tokens", 100_000),
+            ("checkpoint_every_steps", 500),
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"training.{name} must be at least 1, got {getattr(self, name)}; "
-                    f"set training.{name}=4096"
+                    f"set training.{name}={example}"
                 )
         for name in ("warmup_steps", "sparsity_warmup_steps"):
             if getattr(self, name) < 0:

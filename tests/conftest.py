@@ -7,18 +7,29 @@ os.environ["WANDB_MODE"] = "disabled"
 
 import functools
 import json
+import pickle
 import random
+import re
+import subprocess
+import sys
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import lightning
 import pytest
 import tokenizers
 import torch
 import transformers
 
-from ssae.activation.shards import Activations, ShardWriter, Tokens
+from ssae.activation.datamodule import Shards
+from ssae.activation.reader import Activations
+from ssae.activation.rows import Rows
+from ssae.activation.shards import Tokens, write_statistics
+from ssae.activation.writer import ShardWriter
 from ssae.arm import Arm
 from ssae.artifact import build
 from ssae.corpus.files import Files
@@ -27,6 +38,7 @@ from ssae.objective.erm import ERM
 from ssae.retriever.random import Random
 from ssae.sae.topk import TopKSAE
 from ssae.study import Export, Study
+from ssae.tokenise import tokenise
 from ssae.training import Training
 
 torch.set_num_threads(1)
@@ -127,6 +139,46 @@ def mistral(mistral_folder: Path) -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder stored with another head than next-token prediction."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer_with(
+        pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+    ).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, initializer_range=0.4,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with a decoder behind it."""
+    folder = tmp_path_factory.mktemp("t5")
+    tokenizer_with(pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    config = transformers.T5Config(
+        vocab_size=300, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        decoder_start_token_id=0, initializer_factor=2.0,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def t5(t5_folder: Path) -> LanguageModel:
+    return LanguageModel(str(t5_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bert(bert_folder: Path) -> LanguageModel:
+    return LanguageModel(str(bert_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One .jsonl file for each split of a corpus."""
     folder = tmp_path_factory.mktemp("corpus")
@@ -175,7 +227,9 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
             "name": "tiny", "seed": 0, "artifacts": folder / "artifacts",
             "run_dir": folder / "run", "corpus": files,
             "language_model": LanguageModel(str(neox_folder), device="cpu"),
-            "hookpoint": "gpt_neox.layers.1", "context_length": 32, "bos": "row",
+            "hookpoint": "gpt_neox.layers.1", "hookpoints": None, "context_length": 32,
+            "bos": "row", "packing": "packed",
+            "activation": Shards(window_tokens=2**20, block_tokens=64, read_ahead=False),
             "harvest_batch_tokens": 512, "shard_tokens": 500,
             "sae": functools.partial(
                 TopKSAE, d_sae=64, k=4, auxk_coefficient=1 / 32, k_aux=8
@@ -187,6 +241,106 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
             "export": Export(sae=None, format="saelens", path=None),
         }  # fmt: skip
         return Study(**(study | changes))
+
+    return make
+
+
+class Process:
+    """`python ...` in a folder, with its output in files."""
+
+    def __init__(self, folder: Path, *words: str, **environment: str) -> None:
+        self.folder, self.err = folder, folder / "err.txt"
+        with self.err.open("w") as err:
+            self.popen = subprocess.Popen(
+                [sys.executable, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=err,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            )  # fmt: skip
+
+    def wait_for(self, pattern: str, num: int = 1) -> None:
+        """Wait until there are files that match."""
+        deadline = time.monotonic() + 120
+        while len(list(self.folder.glob(pattern))) < num:
+            assert self.popen.poll() is None, self.err.read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def end(self) -> int:
+        """Return the exit code, when there is one."""
+        return self.popen.wait(timeout=300)
+
+    def children(self) -> list[int]:
+        """Its processes: the ranks of a torchrun."""
+        path = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def said(self) -> list[str]:
+        """The lines that ssae wrote, without progress."""
+        return re.findall("^ssae: (.*)$", self.err.read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., Process]:
+    """Return what starts `python <words>` in a folder."""
+    return Process
+
+
+@pytest.fixture(scope="session")
+def train_command(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[..., list[str]]:
+    """Return a function that gives the words of `ssae train` for a small SAE, with overrides."""
+
+    def command(**overrides: str) -> list[str]:
+        values = {
+            **{f"corpus.{split}": path for split, path in corpus_files.items()},
+            "corpus.min_characters": "1", "language_model.name": str(neox_folder),
+            "context_length": "32", "hookpoint": "gpt_neox.layers.1", "arm": "generalist",
+            "generalist.budget_tokens": "2000", "generalist.num_tokens": str(64 * 4000),
+            "training.batch_size_tokens": "64", "training.checkpoint_every_steps": "100",
+            "sae.d_sae": "64", "sae.k": "4", "sae.k_aux": "8", "trainer": "cpu",
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }  # fmt: skip
+        return ["-m", "ssae", "train", "experiment=files", *(f"{k}={v}" for k, v in values.items())]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Return a function that trains on several ranks of this machine; see rank.py."""
+
+    def run(num_ranks: int, runs: list[tuple[Study, str, int | None]]) -> None:
+        """Train arms of studies, each to its end or to the step at which it is to crash."""
+        path = tmp_path_factory.mktemp("launch") / "runs.pickle"
+        path.write_bytes(pickle.dumps(runs))
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+             str(num_ranks), str(Path(__file__).with_name("rank.py")), str(path)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-5000:]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rows]:
+    """Return a function that tokenises texts."""
+    folder = tmp_path_factory.mktemp("rows")
+
+    def make(
+        lm: LanguageModel, texts: list[str], context_length: int, bos: str = "row",
+        packing: str = "packed", max_tokens: int | None = None,
+    ) -> Rows:  # fmt: skip
+        def write(partial: Path) -> dict[str, object]:
+            datasets.Dataset.from_dict({"text": texts}).save_to_disk(partial / "documents")
+            return {}
+
+        study: Any = types.SimpleNamespace(
+            language_model=lm, context_length=context_length, bos=bos, packing=packing,
+            artifacts=folder,
+        )  # fmt: skip
+        documents = build(folder, "documents", {"texts": texts}, write)
+        return Rows(tokenise(study, documents, max_tokens=max_tokens))
 
     return make
 
@@ -203,15 +357,29 @@ def write_tokens(tmp_path: Path) -> Callable[..., Harvest]:
     """Return a function that writes tokens to shards, in pieces of uneven size."""
 
     def write(tokens: Tokens, shard_tokens: int, vocab_size: int = 50) -> Harvest:
-        def make(folder: Path) -> dict[str, object]:
-            writer = ShardWriter(folder, shard_tokens, vocab_size)
-            start, size = 0, 1
-            while start < len(tokens.token_ids):
-                writer.write(Tokens(*(column[start : start + size] for column in tokens)))
-                start, size = start + size, size % 7 + 3
-            return writer.close()
+        n, d_in = tokens.activations.shape
+        origins = torch.stack(tokens[1:], dim=1)
 
-        artifact = build(tmp_path, "harvest", {"shard_tokens": shard_tokens}, make)
+        def make(folder: Path) -> dict[str, object]:
+            dtype = tokens.activations.dtype
+            writer = ShardWriter(folder, "hookpoint", shard_tokens, d_in, dtype)
+            size, sizes = 1, []
+            for number, first in enumerate(range(0, n, shard_tokens)):
+                sizes.append(min(shard_tokens, n - first))
+                writer.start(number, first, sizes[-1])
+                start = 0
+                while start < sizes[-1]:
+                    stop = min(start + size, sizes[-1])
+                    piece = slice(first + start, first + stop)
+                    writer.write(tokens.activations[piece], origins[piece], slice(start, stop))
+                    start, size = stop, size % 7 + 3
+                writer.finish()
+            writer.wait()
+            writer.close()
+            counts = torch.bincount(tokens.token_ids, minlength=vocab_size)
+            return write_statistics(folder, sizes, counts, dtype)
+
+        artifact = build(tmp_path, "harvest", {"num_tokens": n, "shard_tokens": shard_tokens}, make)
         return Harvest(tokens, Activations(artifact))
 
     return write

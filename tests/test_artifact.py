@@ -1,18 +1,31 @@
 import dataclasses
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import lightning
 import pytest
+import yaml
 
-from ssae.artifact import Artifact, build, content_hash, describe, file_sha256
+from ssae.artifact import (
+    ARTIFACT_FORMAT,
+    Artifact,
+    build,
+    content_hash,
+    describe,
+    file_sha256,
+    locate,
+)
+from ssae.together import build_together
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -64,12 +77,14 @@ def test_the_hash_covers_what_decides_the_content_and_nothing_else():
 def test_a_finished_artifact_is_complete_and_reused(tmp_path: Path):
     artifact = build(tmp_path, "verb", {"x": 1}, make)
     again = build(tmp_path, "verb", {"x": 1}, lambda _: pytest.fail("built twice"))
-    assert again.path == artifact.path == tmp_path / "verb" / content_hash({"x": 1})
+    assert again.path == artifact.path
     assert artifact.manifest["count"] == 7
     entry = artifact.manifest["files"]["sub/data.txt"]
     assert entry == {"size": 7, "sha256": file_sha256(artifact.path / "sub/data.txt")}
-    assert (artifact.path / "config.yaml").read_text() == "x: 1\n"
-    assert (artifact.path / "DONE").exists()
+    config = yaml.safe_load((artifact.path / "config.yaml").read_text())
+    assert config == {"x": 1, "artifact_format": ARTIFACT_FORMAT}
+    assert artifact.path == tmp_path / "verb" / content_hash(config)
+    assert (artifact.path / "DONE").read_text() == file_sha256(artifact.path / "manifest.json")
     assert artifact.corrupt_files() == []
 
 
@@ -188,3 +203,189 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="set artifacts="):
         build(tmp_path / "file", "verb", {"a": 1}, lambda folder: {})
+
+
+def test_every_byte_of_every_small_file_is_guarded(tmp_path: Path):
+    path = build(tmp_path, "verb", {"x": 1}, make).path
+    flipped = 0
+    for file in [path for path in path.rglob("*") if path.is_file()]:
+        content = file.read_bytes()
+        for position in range(len(content)):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << position % 8
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"damaged \(.*; remove it and run again: rm -r"):
+                build(tmp_path, "verb", {"x": 1}, make)
+            flipped += 1
+        file.write_bytes(content)
+    assert flipped > 500
+    build(tmp_path, "verb", {"x": 1}, lambda _: pytest.fail("was whole again"))
+
+
+def test_files_that_were_hashed_while_written_are_not_read_again(tmp_path: Path):
+    digest = hashlib.sha256(b"content").hexdigest()
+
+    def make_hashed(folder: Path) -> dict:
+        (folder / "data.txt").write_text("other")
+        return {"sha256": {"data.txt": digest}}
+
+    artifact = build(tmp_path, "verb", {}, make_hashed)
+    assert artifact.manifest["files"]["data.txt"] == {"size": 5, "sha256": digest}
+    assert "sha256" not in artifact.manifest
+
+
+def test_what_a_process_that_died_while_sealing_left_is_not_content(tmp_path: Path):
+    partial = locate(tmp_path, "verb", {}).partial
+    partial.mkdir(parents=True)
+    for name in ("DONE", "manifest.json", "config.yaml"):
+        (partial / name).write_text("torn")
+    artifact = build(tmp_path, "verb", {}, make, resumable=True)
+    assert sorted(artifact.manifest["files"]) == ["config.yaml", "sub/data.txt"]
+    assert artifact.corrupt_files() == []
+
+
+@pytest.fixture
+def trainer() -> lightning.Trainer:
+    return lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+
+
+def test_several_artifacts_are_built_in_one_call_and_only_those_that_are_missing(
+    tmp_path: Path, trainer: lightning.Trainer
+):
+    all_inputs = [{"x": 1}, {"x": 2}, {"x": 3}]
+    there = build(tmp_path, "verb", all_inputs[1], make)
+    asked = []
+
+    def make_all(folders: list[Path]) -> list[dict]:
+        asked.extend(folder.name for folder in folders)
+        for folder in folders:
+            (folder / "name.txt").write_text(folder.name)
+        return [{"number": number} for number, _ in enumerate(folders)]
+
+    artifacts = build_together(tmp_path, "verb", all_inputs, make_all, trainer)
+    assert artifacts == [locate(tmp_path, "verb", inputs) for inputs in all_inputs]
+    assert artifacts[1] == there
+    assert asked == [artifacts[0].partial.name, artifacts[2].partial.name]
+    assert [artifacts[i].manifest["number"] for i in (0, 2)] == [0, 1]
+    assert (artifacts[2].path / "name.txt").read_text() == asked[1]
+    assert all(artifact.corrupt_files() == [] for artifact in artifacts)
+    again = build_together(
+        tmp_path, "verb", all_inputs, lambda _: pytest.fail("built twice"), trainer
+    )
+    assert again == artifacts
+
+
+def test_what_is_built_together_is_continued_after_an_error_and_its_locks_are_free(
+    tmp_path: Path, trainer: lightning.Trainer
+):
+    def fail(folders: list[Path]) -> list[dict]:
+        (folders[0] / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_together(tmp_path, "verb", [{"x": 1}, {"x": 2}], fail, trainer)
+    partials = [path.name for path in (tmp_path / "verb").glob("*.partial")]
+    assert partials == [locate(tmp_path, "verb", {"x": 1}).partial.name]
+
+    def finish(folders: list[Path]) -> list[dict]:
+        assert (folders[0] / "half.txt").exists()
+        return [{} for _ in folders]
+
+    first, second = build_together(tmp_path, "verb", [{"x": 1}, {"x": 2}], finish, trainer)
+    assert "half.txt" in first.manifest["files"]
+    assert "half.txt" not in second.manifest["files"]
+
+
+def test_a_damaged_artifact_is_refused_by_those_who_build_together(
+    tmp_path: Path, trainer: lightning.Trainer
+):
+    path = build(tmp_path, "verb", {"x": 1}, make).path
+    (path / "sub/data.txt").write_text("CONTENT")
+    with pytest.raises(ValueError, match="sub/data.txt.*rm -r"):
+        build_together(tmp_path, "verb", [{"x": 1}], lambda _: pytest.fail("built"), trainer)
+
+
+def test_ranks_that_nobody_has_started_are_refused(tmp_path: Path):
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, logger=False, enable_checkpointing=False
+    )
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 -m ssae <verb>"):
+        build_together(tmp_path, "verb", [{}], lambda _: pytest.fail("built"), trainer)
+
+
+RANK = """
+import json, os, sys, time
+from pathlib import Path
+import lightning
+from ssae.artifact import locate
+from ssae.together import build_together, from_rank_zero
+
+root, scenario = Path(sys.argv[1]), sys.argv[2]
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+trainer = lightning.Trainer(
+    accelerator="cpu", devices=size, logger=False, enable_checkpointing=False
+)
+
+def make(folders):
+    assert len(folders) == 2
+    time.sleep(0.3 * rank)
+    for folder in folders:
+        (folder / f"rank{rank}.txt").write_text(str(rank))
+    if scenario == "fails" and rank == size - 1:
+        raise ValueError("the last rank fails")
+    return [{"by": rank}, {"by": rank}]
+
+if scenario == "fails_at_once" and rank == 0:
+    root.joinpath("verb").write_text("a file")
+for _ in range(2):
+    artifacts = build_together(root, "verb", [{"x": 1}, {"x": 2}], make, trainer)
+    for artifact in artifacts:
+        for other in range(size):
+            assert (artifact.path / f"rank{other}.txt").read_text() == str(other)
+assert from_rank_zero(lambda: rank + 7) == 7
+"""
+
+
+def launch(tmp_path: Path, scenario: str, num_ranks: int) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "rank.py").write_text(RANK)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks),
+        "--master-port", str(port), str(tmp_path / "rank.py"), str(tmp_path / "root"), scenario,
+    ]  # fmt: skip
+    return subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        timeout=120, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ranks_build_together_and_rank_zero_seals_when_all_are_done(tmp_path: Path):
+    done = launch(tmp_path, "works", 3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for x in (1, 2):
+        artifact = locate(tmp_path / "root", "verb", {"x": x})
+        assert artifact.corrupt_files() == []
+        assert artifact.manifest["by"] == 0
+        names = ["config.yaml", "rank0.txt", "rank1.txt", "rank2.txt"]
+        assert sorted(artifact.manifest["files"]) == names
+
+
+@pytest.mark.slow
+def test_nothing_is_sealed_when_a_rank_fails_and_the_others_end_too(tmp_path: Path):
+    done = launch(tmp_path, "fails", 2)
+    assert done.returncode != 0
+    assert "ValueError: the last rank fails" in done.stderr
+    assert not list((tmp_path / "root" / "verb").glob("*/DONE"))
+    assert (locate(tmp_path / "root", "verb", {"x": 1}).partial / "rank0.txt").exists()
+
+
+@pytest.mark.slow
+def test_every_rank_is_told_what_rank_zero_could_not_do(tmp_path: Path):
+    (tmp_path / "root").mkdir()
+    done = launch(tmp_path, "fails_at_once", 2)
+    assert done.returncode != 0
+    assert "ValueError: rank 0 failed: " in done.stderr
+    assert "set artifacts=<a folder you can write to>" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from ssae.activation.shards import Activations
+from ssae.activation.reader import Activations
 from ssae.artifact import describe
 from ssae.harvest import harvest_for
 from ssae.initialise import geometric_median, initial_b_dec, initial_sae, quarter

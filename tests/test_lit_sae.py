@@ -1,11 +1,15 @@
 import functools
+import re
+from pathlib import Path
 
 import lightning
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 
-from ssae.activation.datamodule import ActivationDataModule, BatchOrder
+from ssae.activation.datamodule import ActivationDataModule, Shards, ShardSource
+from ssae.activation.order import WindowOrder
 from ssae.activation.shards import Tokens
 from ssae.dead_latents import DeadLatents
 from ssae.lit_sae import LitSAE
@@ -24,7 +28,15 @@ def make_sae(kind: str = "topk") -> TopKSAE | ReLUSAE:
 
 
 def fit(
-    harvest, *, kind="topk", objective=None, num_steps=12, log_every=1, logger=False, **changes
+    harvest,
+    *,
+    kind="topk",
+    objective=None,
+    num_steps=12,
+    log_every=1,
+    logger=False,
+    clip=None,
+    **changes,
 ):
     """Train for some steps; return the module before its scale is folded back."""
     activations = harvest.activations
@@ -35,11 +47,14 @@ def fit(
         "dead_after_tokens": 20, "sparsity_warmup_steps": 0, "screening": "exact",
     }  # fmt: skip
     lit = LitSAE(make_sae(kind), objective or ERM(), **(options | changes))
-    data = ActivationDataModule(activations, batch_size_tokens=10, seed=0, num_steps=num_steps)
+    settings = Shards(window_tokens=64, block_tokens=64, read_ahead=False)
+    source = ShardSource(activations, settings, batch_size=10, seed=0)
+    data = ActivationDataModule(source, num_steps)
     trainer = lightning.Trainer(
         accelerator="cpu", devices=1, max_steps=num_steps, logger=logger,
         log_every_n_steps=log_every, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False,
+        enable_model_summary=False, gradient_clip_val=clip and clip[1],
+        gradient_clip_algorithm=clip and clip[0],
     )  # fmt: skip
     trainer.fit(lit, data)
     return lit
@@ -52,18 +67,19 @@ def harvest(write_tokens, random_tokens):
 
 @pytest.mark.parametrize("kind", ["topk", "relu"])
 @pytest.mark.parametrize("objective", [ERM(), TERM(tilt=2.0)], ids=["erm", "term"])
-def test_training_equals_a_plain_loop_over_the_definition(harvest, kind, objective):
+@pytest.mark.parametrize("clip", [None, ("norm", 0.05), ("value", 0.01)])
+def test_training_equals_a_plain_loop_over_the_definition(harvest, kind, objective, clip):
     num_steps, lr, dead_after = 12, 1e-2, 20
-    lit = fit(harvest, kind=kind, objective=objective)
+    lit = fit(harvest, kind=kind, objective=objective, clip=clip)
 
     x_all = harvest.tokens.activations
     scale = 4**0.5 / float(x_all.norm(dim=1).mean())
     variance = scale**2 * float((x_all - x_all.mean(0)).square().sum(1).mean())
     sae = make_sae(kind)
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
-    order = BatchOrder(64, 10, 0)
+    order = WindowOrder(64, 10, 0, 64, 64)
     since, counts = torch.zeros(12), torch.zeros(12)
-    num_revived = 0
+    num_revived = num_clipped = 0
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 3, (num_steps - step) / 3)
@@ -87,6 +103,13 @@ def test_training_equals_a_plain_loop_over_the_definition(harvest, kind, objecti
         loss.backward()
         along = (sae.W_dec.grad * sae.W_dec.data).sum(1, keepdim=True)
         sae.W_dec.grad -= along * sae.W_dec.data
+        if clip is not None:
+            how, limit = clip
+            gradients = torch.cat([p.grad.flatten() for p in sae.parameters()])
+            factor = min(1.0, limit / float(gradients.norm()))
+            num_clipped += factor < 1 if how == "norm" else float(gradients.abs().max()) > limit
+            for p in sae.parameters():
+                p.grad = p.grad * factor if how == "norm" else p.grad.clamp(-limit, limit)
         optimizer.step()
         sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)
         fires = (latents > 0).sum(0)
@@ -94,6 +117,7 @@ def test_training_equals_a_plain_loop_over_the_definition(harvest, kind, objecti
         since = torch.where(fires > 0, 0, since + len(x))
     if kind == "topk":
         assert num_revived > 0
+    assert clip is None or num_clipped > 0
     assert lit.dead_latents.fire_counts.tolist() == counts.tolist()
     assert lit.dead_latents.tokens_since_fired.tolist() == since.tolist()
     for name, weight in sae.state_dict().items():
@@ -155,7 +179,7 @@ def test_logged_values_are_those_of_the_batch(harvest, tmp_path):
         if value
     }
     x_all = harvest.tokens.activations
-    x = x_all[BatchOrder(64, 10, 0).indices(0)]
+    x = x_all[WindowOrder(64, 10, 0, 64, 64).indices(0)]
     sae = make_sae()
     with torch.no_grad():
         latents = sae.encode(x)
@@ -192,7 +216,8 @@ def test_dead_latents_are_counted_as_a_loop_counts_them(sparse):
         active, values = ActiveSet.every(len(batch), 5, batch.device), batch.flatten()
         if sparse:
             active, values = ActiveSet.of_pairs(*batch.nonzero().T, len(batch), 5), batch[batch > 0]
-        dead_latents.update(SparseLatents(active, values))
+        flag = torch.tensor(len(batch) == 3)
+        assert dead_latents.update(SparseLatents(active, values), flag) == flag
     since, counts = naive_dead_latents(batches)
     assert dead_latents.tokens_since_fired.tolist() == since
     assert dead_latents.fire_counts.tolist() == counts
@@ -200,19 +225,61 @@ def test_dead_latents_are_counted_as_a_loop_counts_them(sparse):
     assert 0 < dead_latents.dead.sum() < 5
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(harvest):
-    step_of_nan = 5
-    bad = BatchOrder(64, 10, 0).indices(step_of_nan)[0]
-    rows = harvest.activations.rows
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_activations_that_are_not_finite_stop_the_run_at_their_step(
+    harvest, monkeypatch, log_every
+):
+    batch = ShardSource.batch
 
-    def poisoned(indices: torch.Tensor) -> Tokens:
-        batch = rows(indices)
-        batch.activations[indices == bad] = float("nan")
-        return batch
+    def poisoned(self: ShardSource, step: int, rank: int, size: int) -> Tokens:
+        tokens = batch(self, step, rank, size)
+        if step == 5:
+            tokens.activations[3, 1] = float("nan")
+        return tokens
 
-    harvest.activations.rows = poisoned
-    with pytest.raises(ValueError, match="the loss is nan at step 5.*Try a smaller lr"):
-        fit(harvest, num_steps=6)
+    monkeypatch.setattr(ShardSource, "batch", poisoned)
+    index = int(WindowOrder(64, 10, 0, 64, 64).indices(5)[3])
+    where = re.escape(harvest.activations.where(index))
+    with pytest.raises(ValueError, match=f"step 5: the activations of {where} are not finite"):
+        fit(harvest, num_steps=7, log_every=log_every)
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(harvest, monkeypatch, log_every):
+    """One token's is infinite; the objective makes nan of it."""
+    losses = LitSAE._losses
+
+    def poisoned(self: LitSAE, *arguments) -> torch.Tensor:
+        found = losses(self, *arguments)
+        return found + float("inf") * (torch.arange(10) == 4) if self.global_step == 5 else found
+
+    monkeypatch.setattr(LitSAE, "_losses", lambda *a: poisoned(*a).nan_to_num(0, float("inf")))
+    index = int(WindowOrder(64, 10, 0, 64, 64).indices(5)[4])
+    where = re.escape(harvest.activations.where(index))
+    with pytest.raises(ValueError, match=f"step 5: the loss is inf, that of {where}; .*smaller lr"):
+        fit(harvest, num_steps=7, log_every=log_every)
+
+
+def loss_of_rank(rank: int, folder: Path) -> None:
+    """The third row of rank 1 is not finite."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    lit = LitSAE(
+        make_sae(), ERM(), optimizer=functools.partial(torch.optim.Adam), lr=1e-2, warmup_steps=0,
+        decay_share=0, num_steps=1, mean_norm=2, variance=1, dead_after_tokens=20,
+        sparsity_warmup_steps=0, screening="exact",
+    )  # fmt: skip
+    x = torch.ones(5, 4)
+    x[2, 0] = float("nan") if rank else 1
+    try:
+        lit.loss(x)
+    except ValueError as error:
+        (folder / f"rank{rank}").write_text(str(error))
+
+
+def test_ranks_stop_together_at_a_loss_that_one_of_them_has(tmp_path):
+    torch.multiprocessing.start_processes(loss_of_rank, (tmp_path,), nprocs=2, start_method="fork")
+    assert "step 0: the loss is not finite; the last" in (tmp_path / "rank0").read_text()
+    assert "the activations of row 2 of the batch" in (tmp_path / "rank1").read_text()
 
 
 def test_weights_that_are_not_finite_do_not_leave_training(harvest):

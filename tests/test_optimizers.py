@@ -9,7 +9,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from ssae.activation.datamodule import ActivationDataModule, BatchOrder
+from ssae.activation.datamodule import ActivationDataModule, Shards, ShardSource
+from ssae.activation.order import WindowOrder
 from ssae.cli import CONF, study_of
 from ssae.lit_sae import LitSAE
 from ssae.objective.erm import ERM
@@ -53,7 +54,9 @@ def fit(harvest, optimizer) -> tuple[LitSAE, list[list[float]]]:
         num_steps=NUM_STEPS, mean_norm=activations.mean_norm, variance=activations.variance,
         dead_after_tokens=10**6, sparsity_warmup_steps=0, screening="exact",
     )  # fmt: skip
-    data = ActivationDataModule(activations, batch_size_tokens=10, seed=0, num_steps=NUM_STEPS)
+    settings = Shards(window_tokens=64, block_tokens=64, read_ahead=False)
+    source = ShardSource(activations, settings, batch_size=10, seed=0)
+    data = ActivationDataModule(source, NUM_STEPS)
     trainer = lightning.Trainer(
         accelerator="cpu", devices=1, max_steps=NUM_STEPS, logger=False, callbacks=[rates],
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
@@ -79,7 +82,7 @@ def test_it_steps_as_a_plain_loop_with_two_groups_would(harvest, name):
     optimizer = OPTIMIZERS[name].func(
         [{"params": weights}, {"params": [sae.threshold]}], lr=LR, **plain
     )
-    order = BatchOrder(64, 10, 0)
+    order = WindowOrder(64, 10, 0, 64, 64)
     for step, factor in enumerate(FACTORS):
         optimizer.param_groups[0]["lr"] = LR * factor
         optimizer.param_groups[1]["lr"] = THRESHOLD_LR * factor

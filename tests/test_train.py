@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ssae
-from ssae.activation.shards import Activations
+from ssae.activation.datamodule import ShardSource
+from ssae.activation.reader import Activations
 from ssae.artifact import Artifact
+from ssae.checkpoints import newest
 from ssae.harvest import harvest_for
 from ssae.objective.term import TERM
 from ssae.retrieve import retrieve_for
-from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 from ssae.study import Study
 from ssae.train import train
@@ -45,17 +46,6 @@ def with_arm(study: Study, name: str, **changes) -> Study:
 
 def with_training(study: Study, **changes) -> Study:
     return dataclasses.replace(study, training=dataclasses.replace(study.training, **changes))
-
-
-class RaiseAt(lightning.Callback):
-    """Ends the run like a lost machine would, before the optimiser of a step has run."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
-        if trainer.global_step == self.step:
-            raise RuntimeError("the machine is gone")
 
 
 def trainer_with(callback: lightning.Callback) -> functools.partial:
@@ -111,64 +101,6 @@ def test_the_state_of_the_global_generator_does_not_reach_training(make_study, t
     first = train(make_study(tmp_path / "a"), "first")
     torch.manual_seed(12)
     assert_bitwise_equal(first, train(make_study(tmp_path / "b"), "first"))
-
-
-@pytest.mark.parametrize("kind", ["topk", "relu"])
-@pytest.mark.parametrize("stop", [10, 17])
-def test_interrupted_and_continued_equals_uninterrupted_to_the_bit(
-    make_study, tmp_path, kind, stop
-):
-    saes = {
-        "topk": functools.partial(TopKSAE, d_sae=64, k=4, auxk_coefficient=1 / 32, k_aux=8),
-        "relu": functools.partial(
-            ReLUSAE, d_sae=64, l1_coefficient=1.0, auxk_coefficient=1 / 32, k_aux=8
-        ),
-    }
-
-    def make(name):
-        study = with_training(make_study(tmp_path / name, sae=saes[kind]), dead_after_tokens=100)
-        return with_arm(study, "first", objective=TERM(tilt=2.0))
-
-    whole, study = train(make("whole"), "first"), make("parts")
-    broken = dataclasses.replace(study, trainer=trainer_with(RaiseAt(stop)))
-    with pytest.raises(RuntimeError, match="the machine is gone"):
-        train(broken, "first")
-    folder = tmp_path / "parts" / "artifacts" / "train"
-    assert [path.name for path in folder.glob("*.partial/last.ckpt")] == ["last.ckpt"]
-    assert not list(folder.glob("*/sae.safetensors"))
-
-    steps, num_dead = [], []
-
-    class Count(lightning.Callback):
-        def on_train_batch_end(self, trainer, module, *_) -> None:
-            steps.append(trainer.global_step)
-            num_dead.append(int(module.dead_latents.dead.sum()))
-
-    continued = train(dataclasses.replace(study, trainer=trainer_with(Count())), "first")
-    assert steps == list(range(11, 21))  # it did continue from step 10
-    assert_bitwise_equal(whole, continued)
-    assert kind == "relu" or max(num_dead) > 0  # the auxk loss took part
-    assert not list(folder.glob("*.partial"))
-
-
-def test_resampling_continues_to_the_bit(make_study, tmp_path):
-    """Resampled at steps 4, 8 and 12; interrupted at 10, where the checkpoint is, and at 13."""
-
-    def make(name, seed=0):
-        study = make_study(tmp_path / name, seed=seed)
-        return with_training(study, dead_after_tokens=100, resample_every_steps=4)
-
-    whole = train(make("whole"), "first")
-    assert whole.manifest["num_recycled"] == weights(whole)["recycled"].sum() > 0
-    for stop in (11, 13):
-        study = make(f"parts_{stop}")
-        broken = dataclasses.replace(study, trainer=trainer_with(RaiseAt(stop)))
-        with pytest.raises(RuntimeError, match="the machine is gone"):
-            train(broken, "first")
-        assert_bitwise_equal(whole, train(study, "first"))
-    without = train(with_training(make("without"), resample_every_steps=None), "first")
-    assert not torch.equal(weights(without)["W_dec"], weights(whole)["W_dec"])
-    assert not weights(without)["recycled"].any()
 
 
 def test_an_arm_starts_from_the_sae_of_another(make_study, tmp_path):
@@ -264,14 +196,100 @@ class Poison(lightning.Callback):
 
 
 @pytest.mark.parametrize(
-    ("step", "message"), [(7, "the loss is .* at step 7"), (20, "b_dec holds non-finite values")]
-)
+    ("step", "message"),
+    [(7, "step 7: the loss is nan, that of shard_.*; the last checkpoint is kept"),
+     (20, "b_dec holds non-finite values at step 20")],
+)  # fmt: skip
 def test_a_run_that_diverges_stops_and_leaves_no_artifact(make_study, tmp_path, step, message):
     study = make_study(tmp_path, trainer=trainer_with(Poison(step)))
+    study = with_training(study, checkpoint_every_steps=6)
     with pytest.raises(ValueError, match=message):
         train(study, "first")
     assert not list((tmp_path / "artifacts" / "train").glob("*/DONE"))
     assert not list((tmp_path / "artifacts" / "train").rglob("sae.safetensors"))
+    [folder] = (tmp_path / "artifacts" / "train").glob("*.checkpoints")
+    assert newest(folder) == folder / f"step={step // 6 * 6:08d}.ckpt"
+    finite = torch.load(newest(folder), weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in finite.values())
+
+
+def test_weights_that_diverge_are_not_saved(make_study, tmp_path):
+    """Those of the last step before a checkpoint: its loss was that of the weights before."""
+    study = make_study(tmp_path, trainer=trainer_with(Poison(12)))
+    study = with_training(study, checkpoint_every_steps=6)
+    with pytest.raises(ValueError, match="b_dec holds non-finite values at step 12"):
+        train(study, "first")
+    [folder] = (tmp_path / "artifacts" / "train").glob("*.checkpoints")
+    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["step=00000006.ckpt"]
+
+
+def test_activations_that_are_not_finite_are_named_with_step_shard_and_token(
+    make_study, tmp_path, monkeypatch
+):
+    study = with_training(make_study(tmp_path), checkpoint_every_steps=3)
+    batch = ShardSource.batch
+
+    def poisoned(self, step, rank, size):
+        tokens = batch(self, step, rank, size)
+        if step == 7:
+            tokens.activations[5, 2] = float("inf")
+        return tokens
+
+    monkeypatch.setattr(ShardSource, "batch", poisoned)
+    with pytest.raises(ValueError, match="step 7: the activations of shard_") as stopped:
+        train(study, "first")
+    activations = Activations(harvest_for(study, "first"))
+    source = study.activation.source(study, "first", activations)
+    index = int(source.order.indices(7)[5])
+    assert activations.where(index) in str(stopped.value)
+    [folder] = (tmp_path / "artifacts" / "train").glob("*.checkpoints")
+    assert newest(folder) == folder / "step=00000006.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate_grad_batches": 2}, r"trainer\.accumulate_grad_batches=2 .*TERM's normaliser"),
+        ({"max_steps": 10}, r"trainer\.max_steps=10 .*generalist\.num_tokens"),
+        ({"max_time": "00:01:00:00"}, r"trainer\.max_time=.*SIGTERM"),
+        ({"limit_train_batches": 0.5}, r"trainer\.limit_train_batches=0\.5"),
+        ({"fast_dev_run": True}, r"trainer\.fast_dev_run=True"),
+        ({"logger": False}, r"trainer\.logger=False .*logger=none"),
+        ({"enable_checkpointing": False}, "checkpoint_every_steps"),
+    ],
+)
+def test_trainer_options_that_would_break_or_cut_a_run_are_refused_before_anything_is_made(
+    make_study, tmp_path, options, message
+):
+    trainer = make_study(tmp_path).trainer
+    with pytest.raises(ValueError, match=message):
+        make_study(tmp_path, trainer=functools.partial(trainer, **options))
+
+
+def test_trainer_options_at_their_defaults_are_not_refused(make_study, tmp_path):
+    options = {
+        "accumulate_grad_batches": 1, "max_steps": -1, "max_time": None, "fast_dev_run": False,
+        "enable_checkpointing": True, "gradient_clip_val": 0.5, "detect_anomaly": True,
+    }  # fmt: skip
+    study = make_study(tmp_path)
+    train(dataclasses.replace(study, trainer=functools.partial(study.trainer, **options)), "first")
+
+
+def test_mixed_precision_can_clip_too(make_study, tmp_path):
+    """Lightning refuses to clip what a fused optimiser unscales; ours is fused where it can be."""
+    study = make_study(tmp_path)
+    options = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    train(dataclasses.replace(study, trainer=functools.partial(study.trainer, **options)), "first")
+
+
+def test_a_callback_that_ends_a_run_early_is_named(make_study, tmp_path):
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_) -> None:
+            trainer.should_stop = trainer.global_step == 8
+
+    with pytest.raises(ValueError, match=r"ended at step 8 of 20.*trainer\.callbacks"):
+        train(make_study(tmp_path, trainer=trainer_with(Stop())), "first")
+    assert not list((tmp_path / "artifacts" / "train").glob("*/DONE"))
 
 
 def test_a_damaged_starting_sae_is_refused(make_study, tmp_path):

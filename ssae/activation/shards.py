@@ -1,23 +1,34 @@
-"""Activation shards: what `harvest` writes and training reads.
+"""Activation shards: the files of a `harvest`; writer.py writes them, reader.py reads them.
 
-    shard_00000.safetensors   activations (n, d_in) in the model's dtype
-                              token_ids, document_ids, positions (n,) int32
+    shard_00000.safetensors   origins (n, 4) int32: token id, document, position, checksum
+                              activations (n, d_in) in the model's dtype
+    shard_00000.json          its sha256, and its part of the statistics
     statistics.safetensors    mean (d_in,) float64, token_counts (vocab_size,) int64
-    manifest.json             num_tokens, d_in, shard_sizes, variance, mean_norm, hookpoint, ...
+    manifest.json             num_tokens, d_in, dtype, shard_sizes, variance, mean_norm, hookpoint
 
-Shards are opened memory-mapped; only the rows that are asked for are read.
+The checksum of a token, whose number in the harvest is i, is linear in its words modulo 2^32:
+
+    checksum = sum_j a_j word_j + b . (token id, document, position, i)    a_j, b_j odd
+
+An odd factor has an inverse, so a change of any one word changes the checksum; what is read is
+checked against it, token by token. A shard gets its name when all of it is on disk, and its .json
+after that: what an interrupted harvest leaves with both is kept, and depends on nothing but its
+number, not on which rank made it.
 """
 
-import bisect
+import hashlib
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ssae.artifact import Artifact
+from ssae.manifest import file_sha256
+
+STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class Tokens(NamedTuple):
@@ -33,135 +44,151 @@ class Tokens(NamedTuple):
     """(n,) int32 position in the model's context."""
 
 
-class ShardWriter:
-    """Collects tokens in one preallocated buffer and writes it whenever it is full.
+class Sums(NamedTuple):
+    """Float64 sums over the tokens of a shard."""
 
-    Also keeps, in float64: the mean mu, the variance E||x - mu||^2 and the mean norm E||x||.
+    x: Tensor
+    """(d_in,) sum of x."""
+    squares: Tensor
+    """() sum of ||x||^2."""
+    norms: Tensor
+    """() sum of ||x||."""
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Return the sums over the tokens of both."""
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Checksum:
+    """The checksums of tokens of one width and dtype; see the module docstring."""
+
+    def __init__(self, d_in: int, dtype: torch.dtype) -> None:
+        row_bytes = d_in * dtype.itemsize
+        self.words = torch.int32 if row_bytes % 4 == 0 else torch.int16
+        # Raw output of a bit generator is the same in every version of numpy.
+        drawn = np.random.PCG64(0).random_raw(4 + row_bytes // self.words.itemsize)
+        odd = torch.from_numpy((drawn.astype(np.uint32) | 1).view(np.int32))
+        self.of_origin, self.of_words = odd[:4], odd[4:]
+
+    def of_activations(self, activations: Tensor) -> Tensor:
+        """Return the part (n,) int32 of activations (n, d_in), on their device."""
+        if self.of_words.device != activations.device:
+            self.of_words = self.of_words.to(activations.device)
+        return (activations.view(self.words) * self.of_words).sum(1, dtype=torch.int32)
+
+    def of_origins(self, origins: Tensor, indices: Tensor) -> Tensor:
+        """Return the part (n,) int32 of origins (n, 3) and token numbers (n,)."""
+        a, b = self.of_origin[:3], self.of_origin[3]
+        # int64 wraps around as int32 does: only the low words count.
+        number = (indices * b.long()).to(torch.int32)
+        return (origins * a).sum(1, dtype=torch.int32) + number
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard_{number:05d}.safetensors"
+
+
+def header(num_tokens: int, d_in: int, dtype: torch.dtype) -> bytes:
+    """Return the bytes of a shard before its origins, as safetensors has them."""
+    origins = 16 * num_tokens
+    activations = origins + num_tokens * d_in * dtype.itemsize
+    entries = {
+        "origins": {"dtype": "I32", "shape": [num_tokens, 4], "data_offsets": [0, origins]},
+        "activations": {
+            "dtype": STORED[dtype],
+            "shape": [num_tokens, d_in],
+            "data_offsets": [origins, activations],
+        },
+    }
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def shard_bytes(num_tokens: int, d_in: int, dtype: torch.dtype) -> int:
+    """Return the size of a shard's file."""
+    return len(header(num_tokens, d_in, dtype)) + num_tokens * (16 + d_in * dtype.itemsize)
+
+
+class Finished(NamedTuple):
+    """What the .json of a shard says."""
+
+    sha256: str
+    num_tokens: int
+    sums: Sums
+
+
+def write_finished(path: Path, finished: Finished) -> None:
+    """Write the .json of a shard; `path` is the .json's."""
+    sums = {name: value.tolist() for name, value in finished.sums._asdict().items()}
+    content = json.dumps(finished._asdict() | {"sums": sums})
+    text = json.dumps({"content": content, "sha256": _sha256(content)}, indent=1)
+    path.write_text(text, encoding="utf-8")
+
+
+def read_finished(folder: Path, number: int) -> Finished | None:
+    """Return what is known of a shard; None if it is not there, or its .json is damaged."""
+    path = folder / shard_name(number)
+    try:
+        outer = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if not path.is_file() or _sha256(outer["content"]) != outer["sha256"]:
+            return None
+        content = json.loads(outer["content"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    values = content["sums"].items()
+    sums = Sums(**{name: torch.tensor(value, dtype=torch.float64) for name, value in values})
+    return Finished(content["sha256"], content["num_tokens"], sums)
+
+
+def is_intact(folder: Path, number: int) -> bool:
+    """Return whether a shard is there and is, byte for byte, what was written."""
+    finished = read_finished(folder, number)
+    return finished is not None and file_sha256(folder / shard_name(number)) == finished.sha256
+
+
+def write_statistics(
+    folder: Path, shard_sizes: list[int], token_counts: Tensor, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Write statistics.safetensors of complete shards; return the manifest's entries.
+
+    Sums are added in the order of shards: how many ranks made them does not show.
+
+    Args:
+        folder: of the shards.
+        shard_sizes: tokens of each.
+        token_counts: (vocab_size,) int64 occurrences of each token type.
+        dtype: of activations.
+
+    Raises:
+        ValueError: a shard is not there.
     """
-
-    def __init__(self, folder: Path, shard_tokens: int, vocab_size: int) -> None:
-        self.folder, self.shard_tokens = folder, shard_tokens
-        self.buffer: Tokens | None = None
-        self.filled = 0
-        self.shard_sizes: list[int] = []
-        self.token_counts = torch.zeros(vocab_size, dtype=torch.int64)
-        self.sum: Tensor = torch.zeros(())
-        self.sum_squares = self.sum_norms = 0.0
-
-    def write(self, tokens: Tokens) -> None:
-        """Add tokens, in order.
-
-        Raises:
-            ValueError: an activation is not finite.
-        """
-        x = tokens.activations.double()
-        squares = x.square().sum(1)
-        if not torch.isfinite(squares).all():
-            row = int((~torch.isfinite(squares)).nonzero()[0])
+    total: Sums | None = None
+    digests = {}
+    for number, size in enumerate(shard_sizes):
+        finished = read_finished(folder, number)
+        if finished is None or finished.num_tokens != size:
             raise ValueError(
-                f"the language model gave a non-finite activation for document "
-                f"{int(tokens.document_ids[row])} at position {int(tokens.positions[row])}; "
-                "try language_model.dtype=float32"
+                f"{folder / shard_name(number)} is not what was planned; give the same command "
+                "again to make it anew"
             )
-        self.sum = self.sum + x.sum(0)
-        self.sum_squares += float(squares.sum())
-        self.sum_norms += float(squares.sqrt().sum())
-        self.token_counts += torch.bincount(tokens.token_ids, minlength=len(self.token_counts))
-        if self.buffer is None:
-            self.buffer = Tokens(
-                *(t.new_empty((self.shard_tokens, *t.shape[1:]), device="cpu") for t in tokens)
-            )
-        start = 0
-        while start < len(x):
-            stop = min(len(x), start + self.shard_tokens - self.filled)
-            for column, new in zip(self.buffer, tokens, strict=True):
-                column[self.filled : self.filled + stop - start] = new[start:stop]
-            self.filled += stop - start
-            start = stop
-            if self.filled == self.shard_tokens:
-                self._flush()
-
-    def close(self) -> dict[str, object]:
-        """Write what is left and return the manifest's entries.
-
-        Raises:
-            ValueError: there was no token at all.
-        """
-        if self.filled:
-            self._flush()
-        num_tokens = sum(self.shard_sizes)
-        if num_tokens == 0:
-            raise ValueError("nothing to harvest: the documents hold no token of text")
-        mean = self.sum / num_tokens
-        statistics = {"mean": mean, "token_counts": self.token_counts}
-        save_file(statistics, self.folder / "statistics.safetensors")
-        assert self.buffer is not None
-        return {
-            "num_tokens": num_tokens,
-            "d_in": len(mean),
-            "dtype": str(self.buffer.activations.dtype).removeprefix("torch."),
-            "shard_sizes": self.shard_sizes,
-            "variance": self.sum_squares / num_tokens - float(mean.square().sum()),
-            "mean_norm": self.sum_norms / num_tokens,
-        }
-
-    def _flush(self) -> None:
-        assert self.buffer is not None
-        tensors = {
-            name: column[: self.filled].contiguous()
-            for name, column in zip(Tokens._fields, self.buffer, strict=True)
-        }
-        save_file(tensors, self.folder / f"shard_{len(self.shard_sizes):05d}.safetensors")
-        self.shard_sizes.append(self.filled)
-        self.filled = 0
+        digests[shard_name(number)] = finished.sha256
+        total = finished.sums if total is None else total.plus(finished.sums)
+    assert total is not None
+    num_tokens = sum(shard_sizes)
+    mean = total.x / num_tokens
+    save_file({"mean": mean, "token_counts": token_counts}, folder / "statistics.safetensors")
+    return {
+        "num_tokens": num_tokens,
+        "d_in": len(mean),
+        "dtype": str(dtype).removeprefix("torch."),
+        "shard_sizes": shard_sizes,
+        "variance": float(total.squares) / num_tokens - float(mean.square().sum()),
+        "mean_norm": float(total.norms) / num_tokens,
+        "sha256": digests,
+    }
 
 
-class Activations:
-    """Reads a harvest artifact as one long sequence of tokens."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        manifest = artifact.manifest
-        self.artifact = artifact
-        self.num_tokens: int = manifest["num_tokens"]
-        self.d_in: int = manifest["d_in"]
-        self.variance: float = manifest["variance"]
-        self.mean_norm: float = manifest["mean_norm"]
-        statistics = load_file(artifact.path / "statistics.safetensors")
-        self.mean, self.token_counts = statistics["mean"], statistics["token_counts"]
-        self._ends = torch.tensor(manifest["shard_sizes"]).cumsum(0)
-        self._starts = [0, *self._ends[:-1].tolist()]
-        self._shards = [
-            _open(artifact.path / f"shard_{i:05d}.safetensors") for i in range(len(self._starts))
-        ]
-
-    def __len__(self) -> int:
-        return self.num_tokens
-
-    def rows(self, indices: Tensor) -> Tokens:
-        """Return the tokens at `indices` (n,), in that order."""
-        shard_of_row = torch.bucketize(indices, self._ends, right=True)
-        first = self._shards[0]
-        out = Tokens(*(column.new_empty((len(indices), *column.shape[1:])) for column in first))
-        for shard in shard_of_row.unique().tolist():
-            chosen = (shard_of_row == shard).nonzero()[:, 0]
-            local = indices[chosen] - self._starts[shard]
-            for column, source in zip(out, self._shards[shard], strict=True):
-                column[chosen] = source[local]
-        return out
-
-    def slice(self, start: int, stop: int) -> Tokens:
-        """Return the tokens start <= i < stop, in harvest order."""
-        stop = min(stop, self.num_tokens)
-        pieces = []
-        while start < stop:
-            shard = bisect.bisect_right(self._starts, start) - 1
-            offset = start - self._starts[shard]
-            end = min(stop, int(self._ends[shard]))
-            pieces.append([column[offset : offset + end - start] for column in self._shards[shard]])
-            start = end
-        return Tokens(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
-
-
-def _open(path: Path) -> Tokens:
-    with safe_open(path, framework="pt") as file:  # tensors stay mapped to the file
-        return Tokens(*(file.get_tensor(name) for name in Tokens._fields))
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

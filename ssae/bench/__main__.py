@@ -1,4 +1,4 @@
-"""`python -m ssae.bench step`: how fast ssae is on this machine, beside the peers installed."""
+"""`python -m ssae.bench step`, `e2e`, `data`: ssae on this machine, beside the peers installed."""
 
 import argparse
 import logging
@@ -8,7 +8,13 @@ from ssae.allocator import use_huge_pages
 
 use_huge_pages()  # before the import that starts torch
 
-from ssae.bench import step  # noqa: E402
+from ssae.bench import data, e2e, step  # noqa: E402
+
+BENCHMARKS = {
+    "step": (step, "one training step"),
+    "e2e": (e2e, "from text to a trained SAE"),
+    "data": (data, "harvest, loader and memory"),
+}
 
 
 def main() -> None:
@@ -16,15 +22,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ssae.bench", description=__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     verbatim = argparse.RawDescriptionHelpFormatter
-    step.add_arguments(
-        benchmarks.add_parser(
-            "step", help="one training step", description=step.__doc__, formatter_class=verbatim
+    for name, (module, what) in BENCHMARKS.items():
+        module.add_arguments(
+            benchmarks.add_parser(
+                name, help=what, description=module.__doc__, formatter_class=verbatim
+            )
         )
-    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")  # of the peers
     logging.disable(logging.WARNING)
-    step.run(arguments)
+    BENCHMARKS[arguments.benchmark][0].run(arguments)
 
 
 if __name__ == "__main__":

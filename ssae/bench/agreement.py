@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssae.activation.packing import pack
+from ssae.activation.rows import cut
 from ssae.bench.ours import Step, make
 from ssae.language_model import LanguageModel
 from ssae.sae import scores, screen
@@ -50,12 +50,14 @@ def activations(device: torch.device) -> Tensor:
     """Return activations (n, d_in) of the bundled model, scaled to mean norm sqrt(d_in)."""
     folder = Path(__file__).parent.parent / "models" / "docstrings_lm"
     lm = LanguageModel(str(folder), device=str(device))
-    rows = pack(lm.tokenizer, list(_texts()), CONTEXT_LENGTH, "row", rows_per_batch=64)
+    bos = lm.tokenizer.bos_token_id
+    encoded = lm.tokenizer(list(_texts()), add_special_tokens=False, verbose=False)["input_ids"]
+    rows = cut(enumerate(encoded), CONTEXT_LENGTH, bos, "row", "packed")
+    full = torch.tensor([ids for ids, _ in rows if len(ids) == CONTEXT_LENGTH])
     found = []
-    for row in rows:
-        ids = torch.from_numpy(row.input_ids)
+    for ids in full.split(64):
         hidden = lm.capture(ids, HOOKPOINT)
-        found.append(hidden[~torch.isin(ids, lm.special_ids).to(hidden.device)].float())
+        found.append(hidden[(ids != bos).to(hidden.device)].float())
     x = torch.cat(found)
     return x * x.shape[1] ** 0.5 / x.norm(dim=1).mean()
 

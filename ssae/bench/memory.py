@@ -1,6 +1,7 @@
-"""Peak memory of a training step."""
+"""Peak memory: of a training step, and of reading activations."""
 
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ssae.activation.datamodule import Shards, ShardSource
+from ssae.activation.reader import Activations
+from ssae.activation.shards import write_statistics
+from ssae.activation.writer import ShardWriter
+from ssae.artifact import Artifact, build
+
+WIDTH, SHARD_TOKENS, WINDOW_TOKENS, BATCH = 192, 2**16, 2**17, 1024
 
 
 def peak_memory(step: Callable[[Tensor], Any], x: Tensor) -> int:
@@ -39,3 +48,34 @@ def peak_memory(step: Callable[[Tensor], Any], x: Tensor) -> int:
         total += change
         held.append(total)
     return max(held) - held[-1]
+
+
+def write_shards(folder: str, num_tokens: int) -> None:
+    """Write random activations (num_tokens, WIDTH), a multiple of SHARD_TOKENS, as an artifact."""
+
+    def make(partial: Path) -> dict[str, Any]:
+        writer = ShardWriter(partial, "random", SHARD_TOKENS, WIDTH, torch.float32)
+        sizes = [SHARD_TOKENS] * (num_tokens // SHARD_TOKENS)
+        origins = torch.zeros(SHARD_TOKENS, 3, dtype=torch.int32)
+        for number, size in enumerate(sizes):
+            writer.start(number, number * size, size)
+            writer.write(torch.randn(size, WIDTH), origins, slice(0, size))
+            writer.finish()
+        writer.wait()
+        writer.close()
+        return write_statistics(partial, sizes, torch.tensor([num_tokens]), torch.float32)
+
+    build(Path(folder), "harvest", {}, make)
+
+
+def read_shuffled(folder: str) -> float:
+    """Read every token of `write_shards` once, in batches; return this process's peak RSS in MB."""
+    [done] = Path(folder).glob("harvest/*/DONE")
+    activations = Activations(Artifact(done.parent, "harvest"))
+    settings = Shards(window_tokens=WINDOW_TOKENS, block_tokens=256, read_ahead=False)
+    source = ShardSource(activations, settings, batch_size=BATCH, seed=0)
+    for step in range(len(activations) // BATCH):
+        source.batch(step, 0, 1)
+    # Not resource.getrusage: its peak is that of the process that started this one, if larger.
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
+    return int(peak) / 1e3

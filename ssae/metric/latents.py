@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssae.activation.shards import Activations, Tokens
+from ssae.activation.reader import Activations
+from ssae.activation.shards import Tokens
 from ssae.sae.base import SparseAutoencoder
 
 CONTEXT_TOKENS = 32

@@ -1,7 +1,7 @@
 """One pass of the language model over a test split, with every SAE spliced in."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ssae.activation.packing import pack
+from ssae.activation.rows import Rows, batches_of
 from ssae.metric.frequency import BANDS, Frequency, rank_bins
 from ssae.metric.sums import DocumentBandSums
 from ssae.sae.base import SAEOutput, SparseAutoencoder
@@ -64,7 +64,7 @@ class _Accumulator:
 def measure_split(
     study: "Study",
     saes: Mapping[str, SparseAutoencoder],
-    texts: Sequence[str],
+    rows: Rows,
     mean: Tensor,
     frequency: Frequency,
     *,
@@ -76,36 +76,31 @@ def measure_split(
     neither measured nor predicted.
 
     Args:
-        study: names model, hookpoint and packing.
-        saes: by name, on the model's device.
-        texts: the split's documents.
+        study: names model and hookpoint.
+        saes: by name, on the device the model's input goes to.
+        rows: the split's documents.
         mean: (d_in,) mean activation of the split.
         frequency: of token types in the pool.
         name: for the progress bar.
     """
     lm = study.language_model
+    lm.check_causal()
     hookpoint = lm.resolve(study.hookpoint)
-    results = {key: _Accumulator(sae.d_sae, len(texts), lm.vocab_size) for key, sae in saes.items()}
+    num_documents, num_copies = rows.num_documents, 2 + len(saes)  # clean, zero, one per SAE
+    results = {
+        key: _Accumulator(sae.d_sae, num_documents, lm.vocab_size) for key, sae in saes.items()
+    }
     mean = mean.float().to(lm.device_used)
-    texts = list(texts)
-    tokens_per_row = study.context_length * (2 + len(saes))  # clean, zero, one per SAE
-    rows_per_batch = max(1, study.evaluation_batch_tokens // tokens_per_row)
+    batch_tokens = study.evaluation_batch_tokens // num_copies
     columns = (
         TextColumn(f"evaluating on {name}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
     )  # fmt: skip
     seen = 0
     with Progress(*columns) as progress:
-        # 3.5 characters a token is typical; the total is exact where the split is cut.
-        total = min(study.evaluation_tokens, sum(map(len, texts)) / 3.5)
-        task = progress.add_task("", total=total, rate="")
-        for rows in pack(
-            lm.tokenizer, texts, study.context_length, study.bos, rows_per_batch,
-            study.evaluation_tokens,
-        ):  # fmt: skip
-            ids = torch.from_numpy(rows.input_ids)
-            documents = torch.from_numpy(rows.document_ids)
-            text = ~torch.isin(ids, lm.special_ids)
+        task = progress.add_task("", total=rows.num_tokens, rate="")
+        for row_ids in batches_of(rows, np.arange(rows.num_rows), batch_tokens):
+            ids, attention_mask, documents, text = rows.batch(row_ids)
             # A prediction counts when the token predicted is text of the same document.
             predicted = text[:, 1:] & (documents[:, 1:] == documents[:, :-1])
             outputs: dict[str, SAEOutput] = {}
@@ -120,17 +115,20 @@ def measure_split(
                 """Return x as it is, zeros, and the recon of every SAE, stacked."""
                 x = x[: len(text)]  # the copies are equal up to here
                 inside = text.to(x.device)
-                flat = x[inside].float()
+                flat = x[inside].float().to(mean.device)  # a model may lie on several
                 captured.append(flat)
                 outputs.update((key, sae(flat)) for key, sae in saes.items())
-                spliced = x.repeat(2 + len(saes), 1, 1, 1)
+                spliced = x.repeat(num_copies, 1, 1, 1)
                 spliced[1, inside] = 0
                 for row, out in enumerate(outputs.values(), start=2):
-                    spliced[row, inside] = out.recon.to(x.dtype)
+                    spliced[row, inside] = out.recon.to(x)
                 return spliced.flatten(0, 1)
 
             # A batch that grew inside the hook would not fit the attention masks made before it.
-            logits = lm.splice(ids.repeat(2 + len(saes), 1), hookpoint, variants)
+            if attention_mask is not None:
+                attention_mask = attention_mask.repeat(num_copies, 1)
+            copies = ids.repeat(num_copies, 1)
+            logits = lm.splice(copies, hookpoint, variants, attention_mask)
             ce = _cross_entropy(logits, ids)[:, predicted]
             flat = captured[0]
             here = (documents[text], frequency.bands[ids[text]])
@@ -153,10 +151,9 @@ def measure_split(
             rate = seen / max(progress.tasks[task].elapsed or 0, 1e-3)
             progress.update(
                 task,
-                completed=min(seen, total),
+                completed=seen,
                 rate=f"{seen:,} tokens x {len(saes)} SAEs, {rate:,.0f} tokens/s",
             )
-        progress.update(task, completed=total)
     any_sums = next(iter(results.values())).sums.compute()
     variance = float(any_sums["deviation_sq"].sum() / any_sums["tokens"].sum())
     return {key: result.result(variance) for key, result in results.items()}

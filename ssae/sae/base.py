@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssae.fsdp import own_rows, set_rows
 from ssae.sae import screen
 from ssae.sae.checks import check_not_negative, check_whole
 from ssae.sae.sparse import ActiveSet, SparseLatents
@@ -229,14 +230,15 @@ class SparseAutoencoder(nn.Module):
             unit: mean norm of x, where training has sqrt(d_in): other parameters begin as there.
         """
         rows = torch.as_tensor(slopes, device=directions.device).reshape(-1, 1) * directions
-        self.W_dec[latents] = directions.to(self.W_dec)
-        self.W_enc_T[latents] = rows.to(self.W_enc_T)
-        self.b_enc[latents] = b_enc.to(self.b_enc)
+        set_rows(self.W_dec, latents, directions)
+        set_rows(self.W_enc_T, latents, rows)
+        set_rows(self.b_enc, latents, b_enc)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Scale every decoder direction to norm 1."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        W_dec = own_rows(self.W_dec)
+        W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
@@ -245,7 +247,8 @@ class SparseAutoencoder(nn.Module):
             return
         # In pieces that stay in a CPU's cache: a temporary of the whole size costs more than this.
         rows = max(1, 2**18 // self.d_in)
-        for grad, W_dec in zip(self.W_dec.grad.split(rows), self.W_dec.split(rows), strict=True):
+        pieces = (own_rows(tensor).split(rows) for tensor in (self.W_dec.grad, self.W_dec))
+        for grad, W_dec in zip(*pieces, strict=True):
             grad.addcmul_((grad * W_dec).sum(1, keepdim=True), W_dec, value=-1)
 
     @torch.no_grad()
@@ -256,7 +259,7 @@ class SparseAutoencoder(nn.Module):
         thresholds scale: pre_acts, latents and recon all become `scale` times what they were.
         """
         for name in ("b_dec", *self.scaling):
-            getattr(self, name).mul_(scale)
+            own_rows(getattr(self, name)).mul_(scale)
 
     @torch.no_grad()
     def fold_decoder_norms(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssae.fsdp import set_rows
 from ssae.sae.base import SAEOutput
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.sparse import ActiveSet
@@ -50,5 +51,6 @@ class GatedSAE(ReLUSAE):
     def reset_latents(self, latents: Tensor, *how: Any) -> None:
         """Start latents anew, with pi_mag = pi_gate."""
         super().reset_latents(latents, *how)
-        self.r_mag[latents] = 0
-        self.b_mag[latents] = self.b_enc[latents]
+        _, _, b_enc, _ = how
+        set_rows(self.r_mag, latents, 0)
+        set_rows(self.b_mag, latents, b_enc)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssae.fsdp import own_rows, set_rows
 from ssae.ranks import all_reduce, world_size
 from ssae.sae import screen
 from ssae.sae.base import Choice, SAEOutput, SparseAutoencoder
@@ -120,13 +121,13 @@ class JumpReLUSAE(SparseAutoencoder):
         """Start latents anew, at the initial threshold."""
         super().reset_latents(latents, *how)
         *_, unit = how
-        self.threshold[latents] = self.initial_threshold * unit
+        set_rows(self.threshold, latents, self.initial_threshold * unit)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Scale every decoder direction to norm 1, and keep the thresholds at 0 or above."""
         super().normalise_decoder()
-        self.threshold.clamp_min_(0)
+        own_rows(self.threshold).clamp_min_(0)
 
 
 class _Jump(torch.autograd.Function):

@@ -114,8 +114,8 @@ def largest_per_row(scores: Tensor, num: int) -> Tensor:
     and the selection, which is slow, sees few numbers.
     """
     width = scores.shape[1]
-    size = 8 if width > 64 * num else 4
-    if width <= 8 * num or width % size:
+    size = 16 if width > 256 * num else 8 if width > 64 * num else 4
+    if width <= 20 * num or width % size:
         return scores.topk(num, sorted=False).indices
     groups = scores.view(len(scores), size, width // size)
     best = largest_per_row(groups.amax(1), num)

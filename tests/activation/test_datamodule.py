@@ -1,104 +1,171 @@
+import subprocess
+import sys
+import threading
 import types
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ssae.activation.datamodule import ActivationDataModule, BatchOrder
+from ssae.activation.datamodule import ActivationDataModule, Shards, ShardSource
+from ssae.activation.order import WindowOrder
 
-SIZES = (st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**32))
-
-
-def stream(order: BatchOrder, num_steps: int) -> torch.Tensor:
-    return torch.cat([order.indices(step) for step in range(num_steps)])
+WINDOW, BLOCK = 16, 4
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(*SIZES)
-def test_every_epoch_is_a_permutation_and_no_token_is_lost_between_epochs(
-    num_tokens, batch_size, seed
+def shards(read_ahead: bool = False) -> Shards:
+    return Shards(window_tokens=WINDOW, block_tokens=BLOCK, read_ahead=read_ahead)
+
+
+def make_module(
+    activations, *, rank=0, size=1, first=0, batch_size=12, num_steps=9, read_ahead=False
 ):
-    epochs = 4
-    num_steps = -(-epochs * num_tokens // batch_size)
-    tokens = stream(BatchOrder(num_tokens, batch_size, seed), num_steps)
-    assert len(tokens) == num_steps * batch_size
-    for epoch in tokens[: epochs * num_tokens].view(epochs, num_tokens):
-        assert epoch.sort().values.tolist() == list(range(num_tokens))
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(*SIZES, st.permutations(range(8)))
-def test_a_batch_is_a_function_of_seed_and_step_and_not_of_what_was_read_before(
-    num_tokens, batch_size, seed, steps
-):
-    one_pass = [BatchOrder(num_tokens, batch_size, seed).indices(step) for step in range(8)]
-    order = BatchOrder(num_tokens, batch_size, seed)
-    torch.manual_seed(seed % 1000)  # the global generator has no say
-    for step in steps:
-        assert torch.equal(order.indices(step), one_pass[step])
-
-
-def test_neighbouring_seeds_and_epochs_have_orders_of_their_own():
-    orders = {
-        tuple(BatchOrder(50, 50, seed).indices(epoch).tolist())
-        for seed in range(30)
-        for epoch in range(30)
-    }
-    assert len(orders) == 900
-
-
-def test_reading_leaves_the_global_generator_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    BatchOrder(10, 4, 0).indices(7)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def batches(activations, *, rank=0, size=1, first=0, batch_size_tokens=12, num_steps=9):
-    module = ActivationDataModule(
-        activations, batch_size_tokens=batch_size_tokens, seed=3, num_steps=num_steps
-    )
+    source = ShardSource(activations, shards(read_ahead), batch_size=batch_size, seed=3)
+    module = ActivationDataModule(source, num_steps)
     module.trainer = types.SimpleNamespace(  # pyright: ignore
-        world_size=size, global_rank=rank, global_step=first
-    )
-    return list(module.train_dataloader())
+        world_size=size, global_rank=rank, global_step=first,
+        strategy=types.SimpleNamespace(root_device=torch.device("cpu")),
+    )  # fmt: skip
+    return module
+
+
+def batches(activations, **settings):
+    return list(make_module(activations, **settings).train_dataloader())
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        for name in a._fields:
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@pytest.fixture
+def activations(write_tokens, random_tokens):
+    return write_tokens(random_tokens(50), 20).activations
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_the_slices_of_all_ranks_in_order_are_the_batch_of_one_rank(
-    write_tokens, random_tokens, size
-):
-    activations = write_tokens(random_tokens(50), 20).activations
-    alone = batches(activations)
+def test_the_slices_of_all_ranks_in_order_are_the_batch_of_one_rank(activations, size):
     ranks = [batches(activations, rank=rank, size=size) for rank in range(size)]
-    assert len(alone) == 9
-    for step, whole in enumerate(alone):
-        for column, name in zip(zip(*(r[step] for r in ranks), strict=True), whole._fields,
-                                strict=True):  # fmt: skip
-            assert torch.equal(torch.cat(column), getattr(whole, name))
+    joined = [
+        type(parts[0])(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        for parts in zip(*ranks, strict=True)
+    ]
+    assert_equal(joined, batches(activations))
 
 
 def test_batches_are_the_tokens_that_the_order_names(write_tokens, random_tokens):
     tokens, activations = write_tokens(random_tokens(50), 20)
-    order = BatchOrder(50, 12, 3)
+    order = WindowOrder(50, 12, 3, WINDOW, BLOCK)
     for step, batch in enumerate(batches(activations)):
-        assert torch.equal(batch.activations, tokens.activations[order.indices(step)])
-        assert torch.equal(batch.token_ids, tokens.token_ids[order.indices(step)])
+        indices = order.indices(step)
+        for found, expected in zip(batch, tokens, strict=True):
+            assert torch.equal(found, expected[indices])
 
 
-def test_a_resumed_run_gets_the_batches_that_are_left(write_tokens, random_tokens):
-    activations = write_tokens(random_tokens(50), 20).activations
-    whole, rest = batches(activations), batches(activations, first=4)
-    assert len(rest) == 5
-    for a, b in zip(whole[4:], rest, strict=True):
-        assert torch.equal(a.activations, b.activations)
+def test_a_resumed_run_gets_the_batches_that_are_left(activations):
+    assert_equal(batches(activations, first=4), batches(activations)[4:])
 
 
-def test_ranks_that_cannot_share_a_batch_evenly_are_refused_with_a_size_that_works(
-    write_tokens, random_tokens
-):
-    activations = write_tokens(random_tokens(50), 20).activations
+def test_reading_ahead_gives_the_same_batches_and_leaves_no_thread(activations):
+    before = threading.active_count(), torch.get_num_threads()
+    for settings in ({}, {"first": 3, "rank": 1, "size": 2}):
+        module = make_module(activations, read_ahead=True, **settings)
+        assert_equal(list(module.train_dataloader()), batches(activations, **settings))
+        assert threading.active_count() == before[0] + 1
+        module.source.close()
+        assert (threading.active_count(), torch.get_num_threads()) == before
+
+
+def test_what_is_wrong_with_a_window_that_is_read_ahead_is_said_when_it_is_needed(activations):
+    path = activations.artifact.path / "shard_00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    module = make_module(activations, read_ahead=True)
+    with pytest.raises(ValueError, match=r"shard_00001.safetensors, token 19 .*not what was"):
+        list(module.train_dataloader())
+    module.source.close()
+
+
+def test_a_row_of_a_rank_is_found_again_in_the_files(activations):
+    for rank in range(2):
+        module = make_module(activations, rank=rank, size=2)
+        for step, batch in enumerate(batches(activations, rank=rank, size=2)):
+            for row in range(6):
+                document, position = int(batch.document_ids[row]), int(batch.positions[row])
+                where = module.where(step, row)
+                assert f"document {document}, position {position}" in where
+                assert f"shard_{(10 * document + position) // 20:05d}" in where
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_window_is_read_once_and_holds_the_tokens_of_the_rank(activations, monkeypatch, size):
+    read = []
+    rows = activations.ordered_rows
+    monkeypatch.setattr(
+        activations, "ordered_rows", lambda indices: read.append(indices) or rows(indices)
+    )
+    source = ShardSource(activations, shards(), batch_size=4, seed=3)
+    for step in range(25):  # two epochs of four windows each: 12, 12, 12 and 14 tokens
+        source.batch(step, 0, size)
+    assert len(read) == 8
+    assert max(map(len, read)) <= 14 / size + 2
+    if size == 1:
+        assert torch.cat(read).bincount().tolist() == [2] * 50
+
+
+def test_ranks_that_cannot_share_a_batch_evenly_are_refused_with_a_size_that_works(activations):
     with pytest.raises(ValueError, match=r"\(10\).*\(4\); set training.batch_size_tokens=8"):
-        batches(activations, size=4, batch_size_tokens=10)
+        batches(activations, size=4, batch_size=10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"block_tokens": 17}, r"between 1 and activation.window_tokens \(16\), got 17.*tokens=16"),
+        ({"block_tokens": 0}, "got 0; set activation.block_tokens=16"),
+        ({"read_ahead": 2}, "read_ahead must be null, true or false, got 2"),
+        ({"window_tokens": 1.5}, "activation.window_tokens must be a whole number, got 1.5"),
+    ],
+)
+def test_settings_that_make_no_order_are_refused(settings, rule):
+    with pytest.raises(ValueError, match=rule):
+        Shards(**({"window_tokens": WINDOW, "block_tokens": BLOCK, "read_ahead": None} | settings))
+
+
+READ = """
+import sys
+from pathlib import Path
+from ssae.activation.datamodule import Shards, ShardSource
+from ssae.activation.reader import Activations
+from ssae.artifact import Artifact
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+activations = Activations(Artifact(Path(sys.argv[1]), "harvest"))
+settings = Shards(window_tokens=4096, block_tokens=64, read_ahead=False)
+source = ShardSource(activations, settings, batch_size=512, seed=0)
+source.batch(0, 0, 1)
+before, most = resident(), 0
+for step in range(1, len(activations) // 512):
+    source.batch(step, 0, 1)
+    most = max(most, resident())
+print(most - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_shards(write_tokens, random_tokens):
+    d_in, grown = 512, []
+    for num_shards in (2, 12):
+        tokens = random_tokens(num_shards * 4096, d_in)
+        folder = write_tokens(tokens, 4096).activations.artifact.path
+        done = subprocess.run(
+            [sys.executable, "-c", READ, str(folder)], capture_output=True, text=True, check=True
+        )
+        grown.append(int(done.stdout))
+    window_bytes = 4096 * 4 * d_in
+    assert max(grown) < 2.5 * window_bytes  # 12 shards hold 12 windows

@@ -5,10 +5,12 @@ import pytest
 import torch
 import transformers
 
-from ssae.activation.packing import pack
+from ssae.activation.rows import Rows
+from ssae.evaluate import evaluate
 from ssae.metric import formulas
 from ssae.metric.frequency import BANDS, frequency_of, rank_bins
 from ssae.metric.splice import SplitSums, measure_split
+from ssae.run import run
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 
@@ -60,13 +62,25 @@ def model(request):
     return lm, hookpoint, plain
 
 
+@pytest.fixture(params=["packed", "documents"])
+def rows_of(request, make_rows):
+    """Return a function that cuts the texts into rows."""
+
+    def make(lm, max_tokens=10_000, bos="row") -> Rows:
+        return make_rows(lm, TEXTS, LENGTH, bos, request.param, max_tokens)
+
+    return make
+
+
 @torch.no_grad()
-def reference(lm, hookpoint, plain, sae, max_tokens, bos="row") -> list[Token]:
+def reference(model, rows, sae) -> list[Token]:
     """Measure row by row and token by token, with hooks of our own."""
+    lm, hookpoint, plain = model
     special = set(lm.tokenizer.all_special_ids)
     tokens = []
-    for rows in pack(lm.tokenizer, TEXTS, LENGTH, bos, 1, max_tokens):
-        ids, documents = rows.input_ids[0].tolist(), rows.document_ids[0].tolist()
+    for index in range(rows.num_rows):
+        batch = rows.batch(torch.tensor([index]))
+        ids, documents = batch.input_ids[0].tolist(), batch.document_ids[0].tolist()
         text = torch.tensor([i not in special for i in ids])
         row = torch.tensor([ids])
         kept: list[torch.Tensor] = []
@@ -109,17 +123,14 @@ def reference(lm, hookpoint, plain, sae, max_tokens, bos="row") -> list[Token]:
     return tokens
 
 
-def measure(
-    model, saes, max_tokens=10_000, batch_tokens=20 * LENGTH, bos="row"
-) -> dict[str, SplitSums]:
-    lm, hookpoint, plain = model
+def measure(model, rows, saes, batch_tokens=20 * LENGTH) -> dict[str, SplitSums]:
+    lm, hookpoint, _ = model
     study = types.SimpleNamespace(
-        language_model=lm, hookpoint=hookpoint, context_length=LENGTH, bos=bos,
-        evaluation_batch_tokens=batch_tokens, evaluation_tokens=max_tokens,
-    )  # fmt: skip
-    tokens = reference(lm, hookpoint, plain, identity_sae(), max_tokens, bos)
-    mean = torch.stack([token.x for token in tokens]).double().mean(0)
-    return measure_split(study, saes, TEXTS, mean, frequency(lm), name="test")  # pyright: ignore
+        language_model=lm, hookpoint=hookpoint, evaluation_batch_tokens=batch_tokens
+    )
+    x = torch.stack([token.x for token in reference(model, rows, identity_sae())])
+    mean = x.double().mean(0)
+    return measure_split(study, saes, rows, mean, frequency(lm), name="test")  # pyright: ignore
 
 
 def frequency(lm):
@@ -132,12 +143,13 @@ def frequency(lm):
 @pytest.mark.parametrize("bos", ["row", "none"])
 @pytest.mark.parametrize("max_tokens", [10_000, 37])
 def test_every_sum_equals_the_one_over_tokens_measured_with_transformers_alone(
-    model, max_tokens, bos
+    model, rows_of, max_tokens, bos
 ):
-    lm, hookpoint, plain = model
+    lm = model[0]
+    rows = rows_of(lm, max_tokens, bos)
     sae = topk_sae()
-    found = measure(model, {"sae": sae}, max_tokens, bos=bos)["sae"]
-    tokens = reference(lm, hookpoint, plain, sae, max_tokens, bos)
+    found = measure(model, rows, {"sae": sae})["sae"]
+    tokens = reference(model, rows, sae)
     x = torch.stack([token.x for token in tokens])
     with torch.no_grad():
         latents = sae.encode(x)  # dense: what is measured is sparse
@@ -168,11 +180,12 @@ def test_every_sum_equals_the_one_over_tokens_measured_with_transformers_alone(
     assert found.fires.tolist() == (latents > 0).sum(0).tolist()
 
 
-def test_errors_by_rank_equal_a_loop(model):
-    lm, hookpoint, plain = model
+def test_errors_by_rank_equal_a_loop(model, rows_of):
+    lm = model[0]
+    rows = rows_of(lm)
     sae = topk_sae()
-    found = measure(model, {"sae": sae})["sae"]
-    tokens = reference(lm, hookpoint, plain, sae, 10_000)
+    found = measure(model, rows, {"sae": sae})["sae"]
+    tokens = reference(model, rows, sae)
     x = torch.stack([token.x for token in tokens]).double()
     with torch.no_grad():
         errors = (x - sae(x.float()).recon).square().sum(1)
@@ -190,27 +203,22 @@ def test_errors_by_rank_equal_a_loop(model):
         assert found.rank_maxima[index].item() == pytest.approx(max(inside, default=0), rel=1e-4)
 
 
-def test_the_clean_cross_entropy_is_the_loss_of_the_model(model):
+def test_the_clean_cross_entropy_is_the_loss_of_the_model(model, make_rows):
     lm, _, plain = model
     text = TEXTS[1]
     ids = [lm.tokenizer.bos_token_id, *lm.tokenizer(text, add_special_tokens=False)["input_ids"]]
     ids = torch.tensor([ids[:LENGTH]])
     with torch.no_grad():
         expected = float(plain(input_ids=ids, labels=ids).loss)
-    study = types.SimpleNamespace(
-        language_model=lm, hookpoint="auto", context_length=LENGTH, bos="row",
-        evaluation_batch_tokens=1, evaluation_tokens=LENGTH - 1,
-    )  # fmt: skip
-    found = measure_split(
-        study, {"sae": identity_sae()}, [text], torch.zeros(D_IN), frequency(lm), name="test"
-    )["sae"]  # pyright: ignore
+    rows = make_rows(lm, [text], LENGTH, max_tokens=LENGTH - 1)
+    found = measure(model, rows, {"sae": identity_sae()}, batch_tokens=1)["sae"]
     assert found.sums["predictions"].sum() == ids.shape[1] - 1
     sums = {name: values.sum() for name, values in found.sums.items()}
     assert formulas.ce_clean(sums) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_sae_that_is_the_identity_costs_nothing(model):
-    found = measure(model, {"sae": identity_sae()})["sae"]
+def test_an_sae_that_is_the_identity_costs_nothing(model, rows_of):
+    found = measure(model, rows_of(model[0]), {"sae": identity_sae()})["sae"]
     sums = {name: values.sum() for name, values in found.sums.items()}
     assert formulas.fvu(sums) < 1e-12
     assert formulas.delta_ce(sums) == pytest.approx(0, abs=1e-5)
@@ -219,17 +227,28 @@ def test_an_sae_that_is_the_identity_costs_nothing(model):
     assert abs(formulas.ce_zero(sums) - formulas.ce_clean(sums)) > 0.01  # ablation does something
 
 
-def test_saes_measured_together_have_the_sums_they_have_alone(model):
-    alone = measure(model, {"topk": topk_sae()})["topk"]
-    together = measure(model, {"identity": identity_sae(), "topk": topk_sae()})["topk"]
+def test_saes_measured_together_have_the_sums_they_have_alone(model, rows_of):
+    rows = rows_of(model[0])
+    one = {"topk": topk_sae()}  # row by row: more SAEs leave room for fewer rows in a batch
+    alone = measure(model, rows, one, batch_tokens=1)["topk"]
+    together = measure(model, rows, {"identity": identity_sae(), **one}, batch_tokens=1)["topk"]
     for name, values in alone.sums.items():
         torch.testing.assert_close(values, together.sums[name], rtol=0, atol=0)
 
 
-def test_the_batch_size_changes_nothing(model):
-    small = measure(model, {"topk": topk_sae()}, batch_tokens=1)["topk"]
-    large = measure(model, {"topk": topk_sae()}, batch_tokens=1000)["topk"]
+def test_the_batch_size_changes_nothing(model, rows_of):
+    rows = rows_of(model[0])
+    small = measure(model, rows, {"topk": topk_sae()}, batch_tokens=1)["topk"]
+    large = measure(model, rows, {"topk": topk_sae()}, batch_tokens=1000)["topk"]
     for name, values in small.sums.items():
         torch.testing.assert_close(
             torch.from_numpy(values), torch.from_numpy(large.sums[name]), rtol=1e-4, atol=1e-4
         )
+
+
+def test_an_encoder_is_refused_before_anything_is_made(make_study, bert, tmp_path):
+    study = make_study(tmp_path, language_model=bert, hookpoint="encoder.layer.1")
+    for verb in (evaluate, run):
+        with pytest.raises(ValueError, match="needs a causal language model"):
+            verb(study)
+    assert not study.artifacts.exists()

@@ -1,0 +1,132 @@
+"""Signals: training ends after its step, with a checkpoint; anything else ends at once.
+
+    SIGINT, SIGTERM   exit code 128 + signal, or 0 with SSAE_REQUEUE=1 in the environment
+    SIGUSR1           what a scheduler sends before a time limit: exit code 0
+
+In every case the same command continues.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+SAME_SECONDS = 1.0
+"""Two SIGINTs within this time are one: the terminal's, and the launcher's that passes it on."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run.
+
+    Args:
+        signum: which.
+        message: what has been kept, and how to go on.
+    """
+
+    def __init__(
+        self,
+        signum: int,
+        message: str = "interrupted; give the same command again to continue",
+    ) -> None:
+        super().__init__(signum, message)
+        self.signum, self.message = signum, message
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def status(self) -> int:
+        """The exit code: 0 if a scheduler is going to start the run again."""
+        requeued = os.environ.get("SSAE_REQUEUE") == "1"
+        if requeued or self.signum == getattr(signal, "SIGUSR1", None):
+            return 0
+        return 128 + self.signum
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """Handle a signal outside of training."""
+    raise Interrupted(signum)
+
+
+def interrupt_on_signals() -> None:
+    """Let the signals end this process in order; those it was told to ignore stay ignored."""
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, interrupt)
+
+
+def end_with_launcher() -> None:
+    """Have Linux send SIGTERM to this rank when the process that started it ends.
+
+    torchrun that is killed, or gets a signal it does not handle, leaves its ranks running.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class StopRequest:
+    """While entered, a signal is only taken note of.
+
+    On leaving, the handlers from before are back, and a signal that nothing has been done about is
+    sent to them. A second SIGINT does not wait: it raises Interrupted where it finds the process.
+    """
+
+    signum: int | None = None
+    """The first signal that came."""
+    honoured: int | None = None
+    """The signal for which the run ended, on every rank; set by who ended it."""
+
+    def __enter__(self) -> Self:
+        self._before: dict[int, Any] = {}
+        self._since = 0.0
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for signum in SIGNALS:
+                before = signal.getsignal(signum)
+                if before is not signal.SIG_IGN:
+                    self._before[signum] = before
+                    signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for signum, before in self._before.items():
+            signal.signal(signum, before)
+        if error is None and self.signum is not None and self.honoured is None:
+            signal.raise_signal(self.signum)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._since = signum, now
+            if os.environ.get("RANK", "0") == "0":
+                name, again = signal.Signals(signum).name, "SIGINT again stops at once"
+                text = f"\nssae: {name}: stopping after this step, with a checkpoint; {again}\n"
+                os.write(2, text.encode())  # print may be what was interrupted
+        elif signum == signal.SIGINT and now - self._since > SAME_SECONDS:
+            raise Interrupted(
+                signum, "interrupted at once; the same command continues from the last checkpoint"
+            )
+
+
+def disarm(trainer: Any) -> None:
+    """Keep Lightning's signal handlers out of a Trainer, and what goes with them.
+
+    They broadcast from inside of the handler, which hangs when only some ranks get the signal, and
+    every step waits for a broadcast of rank 0's.
+    """
+    trainer._signal_connector.register_signal_handlers = _nothing
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+
+
+def _nothing() -> None: ...
