@@ -95,9 +95,17 @@ class _ProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate)
         self.arm_name, self.num_steps = arm_name, num_steps
 
+    def on_train_start(self, *args: Any) -> None:
+        """Begin where the run begins; one that continues is inside of an epoch, to Lightning."""
+        super().on_train_start(*args)
+        self._begin(args[0])
+
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Set what Lightning takes from an epoch, whose length it does not know here."""
+        """Keep what Lightning sets anew at the start of an epoch."""
         super().on_train_epoch_start(trainer, *args)
+        self._begin(trainer)
+
+    def _begin(self, trainer: L.Trainer) -> None:
         bar = self.train_progress_bar
         bar.reset(self.num_steps)
         bar.initial = bar.n = trainer.global_step

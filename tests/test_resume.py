@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,22 @@ def test_a_run_lost_and_continued_is_the_uninterrupted_one_to_the_bit(make, tmp_
         assert max(keep.num_dead) > 0  # the auxk loss took part
     if "resample_every_steps" in CASES[case].get("training", {}):
         assert any(float(row["train/resampled"]) for row in rows.values())
+
+
+def test_the_progress_of_a_run_that_continues_is_that_of_the_whole(make_study, tmp_path, capsys):
+    study = make_study(tmp_path)
+    shown = functools.partial(
+        study.trainer.func, **study.trainer.keywords | {"enable_progress_bar": True}
+    )
+    lost = functools.partial(shown.func, **shown.keywords | {"callbacks": [LoseProcess(13)]})
+    with pytest.raises(RuntimeError, match="the process is gone"):
+        train(dataclasses.replace(study, trainer=lost), "first")
+    capsys.readouterr()
+    train(dataclasses.replace(study, trainer=shown), "first")
+    lines = re.split(r"[\r\n]", "".join(capsys.readouterr()))
+    bars = [line for line in lines if line.startswith("first:")]
+    assert re.match(r"first:\s+50%.* 10/20 ", bars[0])  # the checkpoint is that of step 10
+    assert re.match(r"first: 100%.* 20/20 ", bars[-1])
 
 
 def test_values_logged_every_few_steps_are_the_same_after_a_loss_in_between(make, tmp_path):
