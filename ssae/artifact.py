@@ -29,6 +29,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ssae.manifest import file_sha256, read_manifest, sync, write_manifest
+from ssae.signals import check_interrupted
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ def locked(artifact: Artifact) -> Iterator[None]:
     Raises:
         ValueError: the folder cannot be written.
     """
+    check_interrupted()
     try:
         artifact.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(artifact.path.with_suffix(".lock"))

@@ -50,9 +50,19 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signum
 
 
+_taken: list[int] = []
+
+
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """Handle a signal outside of training."""
+    _taken.append(signum)
     raise Interrupted(signum)
+
+
+def check_interrupted() -> None:
+    """Raise Interrupted if a signal did so where it got lost, such as in a `__del__`."""
+    if _taken:
+        raise Interrupted(_taken[0])
 
 
 def interrupt_on_signals() -> None:

@@ -10,6 +10,7 @@ import json
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,10 @@ from ssae.tokenise import tokenise
 from ssae.training import Training
 
 torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a job in the background of a shell; processes that tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     "the", "of", "a", "in", "to", "sample", "mean", "variance", "random", "number", "matrix",

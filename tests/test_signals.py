@@ -1,5 +1,6 @@
 """Signals end a run in order: the step, a checkpoint, an exit code that says what to do."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssae import signals
+from ssae.artifact import build
 from ssae.signals import SIGNALS, Interrupted, StopRequest, interrupt_on_signals
 
 
@@ -18,6 +20,7 @@ def handlers():
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
+    signals._taken.clear()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,15 @@ def test_a_signal_ends_a_sweep_and_not_only_its_job(train_command, start, tmp_pa
     assert process.end() == 143
     assert len(process.said()) == 2
     assert len(list(tmp_path.glob("artifacts/train/*.checkpoints"))) == 1
+
+
+def test_a_signal_that_got_lost_ends_the_verb_before_its_next_artifact(monkeypatch, tmp_path):
+    monkeypatch.setattr(signals, "_taken", [])
+    with contextlib.suppress(KeyboardInterrupt):  # as a __del__ would
+        signals.interrupt(signal.SIGTERM, None)
+    with pytest.raises(signals.Interrupted) as error:
+        build(tmp_path, "verb", {}, lambda folder: {})
+    assert error.value.status == 143
 
 
 @pytest.mark.slow
