@@ -10,7 +10,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from ssae.bench import step
+from ssae.bench import data, e2e, step
 from ssae.cli import CONF, VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +48,10 @@ def test_every_ssae_command_composes(line: str, tmp_path: Path):
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m")])
 def test_every_bench_command_parses(line: str):
     parser = argparse.ArgumentParser()
-    step.add_arguments(parser)
-    words = shlex.split(line)
-    assert words[3] == "step"
-    parser.parse_args(words[4:])
+    _, _, module, name, *arguments = shlex.split(line)
+    assert module == "ssae.bench"
+    {"step": step, "e2e": e2e, "data": data}[name].add_arguments(parser)
+    parser.parse_args(arguments)
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
