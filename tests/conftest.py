@@ -44,10 +44,6 @@ from ssae.training import Training
 
 torch.set_num_threads(1)
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As in a job in the background of a shell; processes that tests start would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 WORDS = [
     "the", "of", "a", "in", "to", "sample", "mean", "variance", "random", "number", "matrix",
     "vector", "returns", "array", "value", "array_like", "optional", "parameter", "shape",
@@ -78,6 +74,12 @@ def tokenizer_with(**special: str) -> transformers.PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(sentences(0, 100, 50), trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@pytest.fixture(autouse=True)
+def heed_sigint() -> None:
+    """Lightning ignores SIGINT after a KeyboardInterrupt, a shell for jobs in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
