@@ -3,7 +3,7 @@
     artifacts/train/3f2a.../
       config.yaml      the values that decide the content, and the hashes of the inputs
       ...              the content
-      manifest.json    sha256 and size of every file, library versions, what the verb adds
+      manifest.json    digest and size of every file, library versions, what the verb adds
       DONE             sha256 of manifest.json, written last
 
 A directory gets its final name by one atomic rename after everything is on disk, so a directory
@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ssae.manifest import file_sha256, read_manifest, sync, write_manifest
+from ssae.manifest import is_as_written, read_manifest, sync, write_manifest
 from ssae.signals import check_interrupted
 
 log = logging.getLogger(__name__)
@@ -114,18 +114,16 @@ class Artifact:
             f"artifact {self.path} is damaged ({what}); remove it and run again: rm -r {self.path}"
         )
 
-    def corrupt_files(self, checked_bytes: float = math.inf) -> list[str]:
+    def corrupt_files(self, digest_bytes: float = math.inf) -> list[str]:
         """Return the files that are missing or no longer what the manifest says.
 
         Args:
-            checked_bytes: of larger files only the size is compared.
+            digest_bytes: of larger files only the size is compared.
         """
         return [
             name
             for name, entry in self.manifest["files"].items()
-            if not (self.path / name).is_file()
-            or (self.path / name).stat().st_size != entry["size"]
-            or (entry["size"] <= checked_bytes and file_sha256(self.path / name) != entry["sha256"])
+            if not is_as_written(self.path / name, entry, digest_bytes)
         ]
 
 
@@ -227,7 +225,7 @@ def seal(artifact: Artifact, inputs: Mapping[str, Any], extra: Mapping[str, Any]
     Args:
         artifact: whose partial folder is complete.
         inputs: as `build` got them.
-        extra: for the manifest; its "sha256", {file: digest}, spares reading those files again.
+        extra: for the manifest; its "digests", {file: {kind: hex}}, spares reading those again.
     """
     folder = artifact.partial
     text = yaml.safe_dump(describe(_versioned(inputs)), sort_keys=False, allow_unicode=True)

@@ -91,7 +91,7 @@ def harvest_all(
             "language_model": lm.identity(),
             "hookpoint": hookpoint,
             "shard_tokens": study.shard_tokens,
-            "format": 2,
+            "format": 3,
         }
         for hookpoint in hookpoints
     ]

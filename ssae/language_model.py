@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from ssae import hooks, pretrained
-from ssae.artifact import file_sha256
 from ssae.hooks import AUTO
+from ssae.manifest import file_sha256
 from ssae.pretrained import DTYPES, QUANTIZATIONS, from_pretrained
 from ssae.ranks import local_rank
 

@@ -22,9 +22,9 @@ from ssae.artifact import (
     build,
     content_hash,
     describe,
-    file_sha256,
     locate,
 )
+from ssae.manifest import file_sha256
 from ssae.together import build_together
 
 REPOSITORY = Path(__file__).parents[1]
@@ -227,11 +227,11 @@ def test_files_that_were_hashed_while_written_are_not_read_again(tmp_path: Path)
 
     def make_hashed(folder: Path) -> dict:
         (folder / "data.txt").write_text("other")
-        return {"sha256": {"data.txt": digest}}
+        return {"digests": {"data.txt": {"sha256": digest}}}
 
     artifact = build(tmp_path, "verb", {}, make_hashed)
     assert artifact.manifest["files"]["data.txt"] == {"size": 5, "sha256": digest}
-    assert "sha256" not in artifact.manifest
+    assert "digests" not in artifact.manifest
 
 
 def test_what_a_process_that_died_while_sealing_left_is_not_content(tmp_path: Path):

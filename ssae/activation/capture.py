@@ -14,7 +14,7 @@ def capture_text(lm: LanguageModel, batch: Batch, hookpoints: Sequence[str]) -> 
 
     One forward; on the device and in the dtype of the module's output.
     """
-    where = batch.text.flatten().nonzero()[:, 0]
+    where = _places(batch)
 
     def text_of(x: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, where.to(x.device, non_blocking=True))
@@ -27,6 +27,14 @@ def origins(batch: Batch) -> Tensor:
 
     The columns are token id, document and position in the row.
     """
-    positions = torch.arange(batch.input_ids.shape[1], dtype=torch.int32)
-    columns = (batch.input_ids.int(), batch.document_ids, positions.expand_as(batch.input_ids))
-    return torch.stack([column[batch.text] for column in columns], dim=1)
+    where = _places(batch)
+    found = torch.empty(len(where), 3, dtype=torch.int32)
+    found[:, 0] = batch.input_ids.flatten().index_select(0, where)
+    found[:, 1] = batch.document_ids.flatten().index_select(0, where)
+    found[:, 2] = where % batch.text.shape[1]
+    return found
+
+
+def _places(batch: Batch) -> Tensor:
+    """Return where in the flattened batch its text is, (num_text,)."""
+    return batch.text.flatten().nonzero()[:, 0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssae.activation.order import WindowOrder
+from ssae.activation.order import WindowOrder, in_order
 from ssae.activation.reader import Activations
 from ssae.activation.shards import Tokens
 from ssae.activation.source import Source, Supply
@@ -54,7 +54,7 @@ class Shards(Supply):
             raise ValueError(
                 "activation.block_tokens must lie between 1 and activation.window_tokens "
                 f"({self.window_tokens}), got {self.block_tokens}; set activation.block_tokens="
-                f"{min(256, self.window_tokens)}"
+                f"{min(1024, self.window_tokens)}"
             )
 
     @property
@@ -178,11 +178,11 @@ class ShardSource(Source):
 
         def read(stop: threading.Event) -> _Window:
             start = self.order.start(number)
-            positions = torch.arange(start, self.order.start(number + 1))
-            own = positions % self.batch_size // (self.batch_size // size) == rank
-            ordered, order = self.order.tokens(number)[own].sort()
-            places = torch.empty_like(order)
-            places[order] = torch.arange(len(order))
+            own = self.order.tokens(number)
+            if size > 1:
+                positions = torch.arange(start, self.order.start(number + 1))
+                own = own[positions % self.batch_size // (self.batch_size // size) == rank]
+            ordered, places = in_order(own)
             tokens = kept or self.activations.ordered_rows(ordered)
             return _Window(key, self._num_own(start, rank, size), tokens, places)
 

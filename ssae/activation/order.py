@@ -77,6 +77,14 @@ def _hash(words: np.ndarray) -> np.ndarray:
     return words ^ (words >> 31)
 
 
+def in_order(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices (n,) sorted, and the place of each in that: sorted[place] = indices."""
+    ordered, order = indices.sort()
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order))
+    return ordered, places
+
+
 class WindowOrder:
     """indices(step) -> (batch_size,) token indices, a function of (seed, step) alone.
 

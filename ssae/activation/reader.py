@@ -18,15 +18,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssae.activation.order import in_order
 from ssae.activation.shards import Checksum, Tokens, header, shard_bytes, shard_name
 from ssae.artifact import Artifact
-from ssae.manifest import file_sha256
+from ssae.manifest import is_as_written
 
 OPEN_SHARDS = 256
 """Files open at a time: a process may have 1024."""
 CHUNK_TOKENS = 4096
 """Read in one go at most, and checked at a time."""
-READERS = 8
+READERS = 4
 """Threads: each waits for the disk, or for pages of memory to be cleared, and holds no lock."""
 GAP_BYTES = 2**14
 """Tokens this close are read in one go, with what lies between them."""
@@ -55,7 +56,7 @@ class Activations:
         self.variance: float = manifest["variance"]
         self.mean_norm: float = manifest["mean_norm"]
         path = artifact.path / "statistics.safetensors"
-        if not path.is_file() or file_sha256(path) != manifest["files"][path.name]["sha256"]:
+        if not is_as_written(path, manifest["files"][path.name]):
             raise artifact.damaged(path.name)
         statistics = load_file(path)
         self.mean, self.token_counts = statistics["mean"], statistics["token_counts"]
@@ -79,9 +80,7 @@ class Activations:
         Raises:
             ValueError: a token is not what was written.
         """
-        ordered, order = indices.sort()
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order))
+        ordered, places = in_order(indices)
         return Tokens(*(column.index_select(0, places) for column in self.ordered_rows(ordered)))
 
     def ordered_rows(self, indices: Tensor) -> Tokens:

@@ -2,7 +2,7 @@
 
     shard_00000.safetensors   origins (n, 4) int32: token id, document, position, checksum
                               activations (n, d_in) in the model's dtype
-    shard_00000.json          its sha256, and its part of the statistics
+    shard_00000.json          its xxh3_128, and its part of the statistics
     statistics.safetensors    mean (d_in,) float64, token_counts (vocab_size,) int64
     manifest.json             num_tokens, d_in, dtype, shard_sizes, variance, mean_norm, hookpoint
 
@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssae.manifest import file_sha256
+from ssae.manifest import file_digest
 
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -74,7 +74,10 @@ class Checksum:
         """Return the part (n,) int32 of activations (n, d_in), on their device."""
         if self.of_words.device != activations.device:
             self.of_words = self.of_words.to(activations.device)
-        return (activations.view(self.words) * self.of_words).sum(1, dtype=torch.int32)
+        words = activations.view(self.words)
+        if words.is_cpu and words.dtype == torch.int32:
+            return torch.mv(words, self.of_words)  # makes no products to be summed
+        return (words * self.of_words).sum(1, dtype=torch.int32)
 
     def of_origins(self, origins: Tensor, indices: Tensor) -> Tensor:
         """Return the part (n,) int32 of origins (n, 3) and token numbers (n,)."""
@@ -114,7 +117,7 @@ def shard_bytes(num_tokens: int, d_in: int, dtype: torch.dtype) -> int:
 class Finished(NamedTuple):
     """What the .json of a shard says."""
 
-    sha256: str
+    xxh3_128: str
     num_tokens: int
     sums: Sums
 
@@ -139,13 +142,13 @@ def read_finished(folder: Path, number: int) -> Finished | None:
         return None
     values = content["sums"].items()
     sums = Sums(**{name: torch.tensor(value, dtype=torch.float64) for name, value in values})
-    return Finished(content["sha256"], content["num_tokens"], sums)
+    return Finished(content["xxh3_128"], content["num_tokens"], sums)
 
 
 def is_intact(folder: Path, number: int) -> bool:
     """Return whether a shard is there and is, byte for byte, what was written."""
-    finished = read_finished(folder, number)
-    return finished is not None and file_sha256(folder / shard_name(number)) == finished.sha256
+    finished, path = read_finished(folder, number), folder / shard_name(number)
+    return finished is not None and file_digest(path, "xxh3_128") == finished.xxh3_128
 
 
 def write_statistics(
@@ -173,7 +176,7 @@ def write_statistics(
                 f"{folder / shard_name(number)} is not what was planned; give the same command "
                 "again to make it anew"
             )
-        digests[shard_name(number)] = finished.sha256
+        digests[shard_name(number)] = {"xxh3_128": finished.xxh3_128}
         total = finished.sums if total is None else total.plus(finished.sums)
     assert total is not None
     num_tokens = sum(shard_sizes)
@@ -186,7 +189,7 @@ def write_statistics(
         "shard_sizes": shard_sizes,
         "variance": float(total.squares) / num_tokens - float(mean.square().sum()),
         "mean_norm": float(total.norms) / num_tokens,
-        "sha256": digests,
+        "digests": digests,
     }
 
 

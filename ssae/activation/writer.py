@@ -1,11 +1,11 @@
 """Writes activation shards: each is filled in place while the one before it goes to disk."""
 
-import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import xxhash
 from torch import Tensor
 
 from ssae.activation.shards import (
@@ -83,9 +83,9 @@ class ShardWriter:
             activations = activations.cpu()  # elsewhere there is no float64
         if self.buffer is None:
             self.buffer = self._free.pop() if self._free else self._room(activations.is_cuda)
-        norms = torch.linalg.vector_norm(activations, dim=1, dtype=torch.float64)
-        x = activations.sum(0, dtype=torch.float64)
-        sums = Sums(x, norms.square().sum(), norms.sum())
+        x = activations.double()  # once: each reduction would make such a copy of its own
+        norms = torch.linalg.vector_norm(x, dim=1)
+        sums = Sums(x.sum(0), norms.square().sum(), norms.sum())
         self.sums = sums if self.sums is None else self.sums.plus(sums)
         checksums = self.checksum.of_activations(activations)
         if isinstance(places, slice):
@@ -154,7 +154,7 @@ class ShardWriter:
 def _store(path: Path, origins: Tensor, activations: Tensor, sums: Sums) -> None:
     """Write a shard under another name, then give it its own, then say so in its .json."""
     unfinished, known = path.with_suffix(".unfinished"), path.with_suffix(".json")
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     try:
         with unfinished.open("wb") as file:
             # torch would hold the interpreter while it makes bytes of a tensor; numpy's are views.

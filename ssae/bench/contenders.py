@@ -38,7 +38,7 @@ ARM = "generalist"
 DEFAULTS = (
     "sae.d_sae=4096", "sae.k=32", "training.batch_size_tokens=4096", "context_length=128",
     "generalist.num_tokens=400_000", "generalist.budget_tokens=400_000", "logger=none",
-    "+trainer.enable_progress_bar=false", f"arm={ARM}",
+    "+trainer.enable_progress_bar=false", "harvest_batch_tokens=4096", f"arm={ARM}",
 )  # fmt: skip
 """Of the study that all contenders run; `e2e` appends its own overrides."""
 

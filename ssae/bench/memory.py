@@ -72,7 +72,7 @@ def read_shuffled(folder: str) -> float:
     """Read every token of `write_shards` once, in batches; return this process's peak RSS in MB."""
     [done] = Path(folder).glob("harvest/*/DONE")
     activations = Activations(Artifact(done.parent, "harvest"))
-    settings = Shards(window_tokens=WINDOW_TOKENS, block_tokens=256, read_ahead=False)
+    settings = Shards(window_tokens=WINDOW_TOKENS, block_tokens=1024, read_ahead=False)
     source = ShardSource(activations, settings, batch_size=BATCH, seed=0)
     for step in range(len(activations) // BATCH):
         source.batch(step, 0, 1)

@@ -206,3 +206,36 @@ def test_a_step_allocates_no_large_tensor(make_sae, kind, screened, monkeypatch)
     histogram = 2**16 if kind in ("batchtopk", "matryoshka") else 0
     most = max(weights, tokens, 2 * chunk, groups, histogram, 3 * len(out.latents.values))
     assert largest.numel <= most < min(n * d_sae, n * k * d_in)
+
+
+@pytest.mark.parametrize("threads", [1, 2], ids=["topk", "partition"])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("width", "num"),
+    [(7, 7), (64, 1), (1000, 3), (1001, 3), (1002, 40), (4096, 40), (6250, 20), (70_003, 11)],
+)
+def test_the_largest_of_each_row_are_those_of_a_sort(monkeypatch, width, num, dtype, threads):
+    monkeypatch.setattr(scores, "PARTITION_THREADS", torch.get_num_threads() * (threads - 1))
+    generator = torch.Generator().manual_seed(width)
+    values = torch.randn(5, width, generator=generator, dtype=torch.float32)
+    values[1] = values[1].round()  # ties
+    values[2, : width // 2] = 0
+    if dtype == torch.int16:
+        values = values.bfloat16().view(torch.int16)
+    values = values.to(dtype)
+    before = values.clone()
+    found = scores.largest_per_row(values, num)
+    assert found.shape == (5, num)
+    assert all(len(set(row.tolist())) == num for row in found)
+    expected = values.sort(1, descending=True).values[:, :num]
+    assert torch.equal(values.gather(1, found).sort(1, descending=True).values, expected)
+    assert torch.equal(values, before)
+
+
+def test_what_partitions_and_what_does_not_agree_without_ties(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randperm(2**15, generator=generator) for _ in range(20)]
+    values = torch.stack(rows).short()
+    found = scores.largest_per_row(values, 37).sort(1).values
+    monkeypatch.setattr(scores, "PARTITION_THREADS", 0)
+    assert torch.equal(scores.largest_per_row(values, 37).sort(1).values, found)
