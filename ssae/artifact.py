@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from ssae.full_disk import full_disk_explained
 from ssae.manifest import is_as_written, read_manifest, sync, write_manifest
 from ssae.signals import check_interrupted
 
@@ -110,9 +111,13 @@ class Artifact:
 
     def damaged(self, what: str) -> ValueError:
         """Return the error that says so, with the remedy."""
-        return ValueError(
-            f"artifact {self.path} is damaged ({what}); remove it and run again: rm -r {self.path}"
-        )
+        remedy = f"remove it and run again: rm -r {self.path}"
+        if self.verb == "harvest":
+            remedy = (
+                "what is whole in it is kept if you take it for unfinished and run again: "
+                f"mv {self.path} {self.partial}"
+            )
+        return ValueError(f"artifact {self.path} is damaged ({what}); {remedy}")
 
     def corrupt_files(self, digest_bytes: float = math.inf) -> list[str]:
         """Return the files that are missing or no longer what the manifest says.
@@ -195,9 +200,10 @@ def locked(artifact: Artifact) -> Iterator[None]:
 @contextlib.contextmanager
 def partial_folder(artifact: Artifact) -> Iterator[Path]:
     """Make the folder of work in progress; after an error it stays if anything is in it."""
-    artifact.partial.mkdir(parents=True, exist_ok=True)
     try:
-        yield artifact.partial
+        with full_disk_explained(artifact.partial):
+            artifact.partial.mkdir(parents=True, exist_ok=True)
+            yield artifact.partial
     except BaseException:
         with contextlib.suppress(OSError):
             artifact.partial.rmdir()  # only if nothing is in it that another call could continue
@@ -229,8 +235,9 @@ def seal(artifact: Artifact, inputs: Mapping[str, Any], extra: Mapping[str, Any]
     """
     folder = artifact.partial
     text = yaml.safe_dump(describe(_versioned(inputs)), sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    write_manifest(folder, extra)
+    with full_disk_explained(folder):
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        write_manifest(folder, extra)
     folder.rename(artifact.path)
     sync(artifact.path.parent)
     _announced.add(artifact.path)

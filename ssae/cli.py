@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import errno
 import inspect
 import logging
 import netrc
@@ -23,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssae import __version__
 from ssae.allocator import use_huge_pages
+from ssae.full_disk import REMEDY, is_full_disk
 from ssae.help import VERB_HELP, VERBS, help_text
 from ssae.signals import Interrupted, end_with_launcher, interrupt_on_signals
 
@@ -113,10 +113,12 @@ def print_made(artifact: Any) -> None:
 
     if rank() > 0:
         return
+    from ssae.report.table import spell
+
     print(artifact.path)  # noqa: T201
     for key, value in artifact.manifest.items():
         if key not in ("files", "libraries", "shard_sizes"):
-            print(f"  {key}: {value}")  # noqa: T201
+            print(f"  {key}: {spell(value) if isinstance(value, float) else value}")  # noqa: T201
 
 
 def main() -> None:
@@ -158,12 +160,9 @@ def explain(error: BaseException) -> str:
         where = "" if isinstance(error.__cause__, ValueError) or not key else f"{key.group(1)}: "
         return where + explain(error.__cause__)
     text = str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
-        return (
-            f"the disk is full{where}: make room, or set artifacts=<a folder on a larger disk>; "
-            "what is finished stays, the same command continues"
-        )
+    if isinstance(error, OSError) and is_full_disk(error):
+        where = f" ({error.filename})" if error.filename else ", that of artifacts= or of runs="
+        return f"the disk is full{where}: {REMEDY}"
     key = re.search(r"(?:Could not override|Key) '([\w./@]+)'", text)
     if key and ("Could not override" in text or "not in struct" in text):
         known = [name for name in _known_keys() if name != key.group(1)]

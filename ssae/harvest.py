@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ssae.activation.lit_harvest import LitHarvest, Work
 from ssae.activation.plan import announce, plan_shards
@@ -19,9 +19,10 @@ from ssae.activation.rows import Rows
 from ssae.activation.shards import is_intact, shard_name, write_statistics
 from ssae.activation.writer import ShardWriter
 from ssae.artifact import Artifact, locate
+from ssae.progress import progress_bar
 from ssae.retrieve import retrieve_for
 from ssae.sample import sample
-from ssae.signals import disarm
+from ssae.signals import disarm, unwrapped_interrupts
 from ssae.study import Study
 from ssae.together import barrier, build_together, from_all_ranks, from_rank_zero
 from ssae.tokenise import tokenise
@@ -38,10 +39,9 @@ def harvest_for(study: Study, arm: str) -> Artifact:
 
 def harvest_all_for(study: Study, arm: str) -> dict[str, Artifact]:
     """Return {hookpoint: its activations}, of the study's own hookpoint and of `hookpoints`."""
-    check_model(study)  # before the time that retrieval takes
+    hookpoints = check_model(study)  # before the time that retrieval takes
     sample_tokens = study.activation.sample_tokens
-    documents = retrieve_for(study, arm)
-    return harvest_all(study, documents, check_model(study), sample_tokens=sample_tokens)
+    return harvest_all(study, retrieve_for(study, arm), hookpoints, sample_tokens=sample_tokens)
 
 
 def harvest(
@@ -144,16 +144,12 @@ def write_shards(
     }
     progress = _progress(sum(item.shard.num_tokens for item in work), trainer)
     try:
-        with progress:
+        with progress, unwrapped_interrupts():
             lit = LitHarvest(lm, rows, writers, batch_tokens, progress)
             # An iterator has no length that Lightning would want to be the same on all ranks.
             trainer.predict(lit, iter(work), return_predictions=False)
         for writer in writers.values():
             writer.wait()
-    except SystemExit as end:  # what Lightning makes of a KeyboardInterrupt
-        if isinstance(end.__context__, KeyboardInterrupt):
-            raise end.__context__ from None
-        raise
     finally:
         for writer in writers.values():
             writer.close()
@@ -211,12 +207,7 @@ def _trainer(study: Study) -> L.Trainer:
 
 
 def _progress(num_tokens: int, trainer: L.Trainer) -> Progress:
-    """Return the progress bar of rank 0, which speaks for all; an empty one elsewhere."""
-    columns = (
-        TextColumn("harvesting"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    progress = Progress(*columns)
+    """Return the progress bar of rank 0, which speaks for all; one without a task elsewhere."""
     if trainer.is_global_zero:
-        progress.add_task("", total=num_tokens, rate="")
-    return progress
+        return progress_bar("harvesting", num_tokens)
+    return Progress(disable=True)

@@ -34,8 +34,8 @@ class LanguageModel:
         revision: branch, tag or commit of the repository; null is its default branch.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "auto" (this rank's GPU if there is one) or a torch device.
-        device_map: spreads the model over devices, as in transformers ("auto", "cpu", a dict of
-            module paths); null: all of it on `device`.
+        device_map: spreads the model over devices, as in transformers ("auto", "balanced",
+            "sequential", a torch device, a dict of module paths); null: all of it on `device`.
         quantization: "8bit" (LLM.int8) or "4bit" (NF4), by bitsandbytes; null: as stored.
 
     Raises:
@@ -56,7 +56,11 @@ class LanguageModel:
             value = getattr(self, name)
             if value not in choices:
                 spelt = ", ".join("null" if choice is None else choice for choice in choices)
-                raise ValueError(f"language_model.{name} must be one of {spelt}, got {value!r}")
+                raise ValueError(
+                    f"language_model.{name} must be one of {spelt}, got {value!r}; "
+                    f"set language_model.{name}={choices[0] or 'null'}"
+                )
+        pretrained.check_devices(self.device, self.device_map)
         if self.device_map is not None and self.device != AUTO:
             raise ValueError(
                 f"language_model.device_map={self.device_map!r} already says where the model is, "
@@ -139,8 +143,11 @@ class LanguageModel:
 
     @functools.cached_property
     def special_ids(self) -> Tensor:
-        """Token ids of the tokenizer's special tokens: they carry no text."""
-        return torch.tensor(sorted(self.tokenizer.all_special_ids), dtype=torch.int64)
+        """Token ids of the tokenizer's special tokens, which carry no text; unknown words do."""
+        said = self.tokenizer
+        also = {said.bos_token_id, said.eos_token_id, said.cls_token_id, said.sep_token_id}
+        ids = set(said.all_special_ids) - ({said.unk_token_id} - also)
+        return torch.tensor(sorted(ids), dtype=torch.int64)
 
     @property
     def vocab_size(self) -> int:

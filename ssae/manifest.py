@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{name} is missing")
     content = (folder / "manifest.json").read_bytes()
     if hashlib.sha256(content).hexdigest().encode() != (folder / "DONE").read_bytes():
-        raise ValueError("manifest.json is not what DONE says")
+        raise ValueError("manifest.json is not what DONE says: one of the two is damaged")
     return json.loads(content)
 
 

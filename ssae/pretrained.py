@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ssae.hooks import AUTO
+
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 QUANTIZATIONS = ("8bit", "4bit")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def from_pretrained(auto_class: Any, name: str, revision: str | None, **options: Any) -> Any:
@@ -66,7 +70,76 @@ def load(config: Any, name: str, revision: str | None, options: dict[str, Any]) 
             f"language model {name!r} lacks {len(missing)} weights that its config.json announces "
             f"(first: {missing[0]}); set language_model.name=<a complete model>"
         )
+    _check_4bit(model, name, getattr(config, "quantization_config", None) is not None)
     return model
+
+
+def _check_4bit(model: nn.Module, name: str, is_stored: bool) -> None:
+    """Refuse shapes that bitsandbytes cannot multiply on this CPU, before the first forward.
+
+    Which these are depends on its version and on the CPU, so it is asked: a layer of each shape
+    beside the model's own, which its first product would change.
+    """
+    shapes: dict[tuple[Any, Any], str] = {
+        (layer.in_features, layer.out_features): path
+        for path, layer in model.named_modules()
+        if type(layer).__name__ == "Linear4bit" and layer.weight.device.type == "cpu"
+    }
+    for (d_in, d_out), path in shapes.items():
+        from bitsandbytes.nn.modules import Linear4bit  # there: the model has one
+
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn
+            layer = Linear4bit(d_in, d_out, bias=False, quant_type="nf4").to("cpu").eval()
+        try:
+            with torch.inference_mode():
+                layer(torch.zeros(1, d_in))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"language model {name!r} does not run in 4bit on this CPU: bitsandbytes cannot "
+                f"multiply by {path}, {d_out} x {d_in} ({error}); set language_model.device=cuda"
+                + (
+                    " or language_model.name=<a model that is not stored in 4bit>"
+                    if is_stored
+                    else ", language_model.quantization=8bit or language_model.quantization=null"
+                )
+            ) from error
+
+
+def check_devices(device: Any, device_map: Any) -> None:
+    """Refuse names of devices that torch does not know.
+
+    Raises:
+        ValueError: names the setting, and what it may be.
+    """
+    if device != AUTO and not _is_device(device):
+        raise ValueError(
+            "language_model.device must be auto or a torch device (cpu, cuda, cuda:1), got "
+            f"{device!r}; set language_model.device=auto"
+        )
+    if isinstance(device_map, Mapping):
+        wrong = {
+            path: place
+            for path, place in device_map.items()
+            if not (place == "disk" or type(place) is int or _is_device(place))
+        }
+        if wrong:
+            raise ValueError(
+                "language_model.device_map must give torch devices (cpu, cuda:0), numbers of GPUs "
+                f"or disk, got {wrong}; set language_model.device_map=auto"
+            )
+    elif device_map is not None and device_map not in DEVICE_MAPS and not _is_device(device_map):
+        raise ValueError(
+            f"language_model.device_map must be null, {', '.join(DEVICE_MAPS)}, a torch device "
+            f"(cpu, cuda:0) or a dict {{module path: device}}, got {device_map!r}; "
+            "set language_model.device_map=auto"
+        )
+
+
+def _is_device(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and torch.device(name).type != "meta"
+    except RuntimeError:
+        return False
 
 
 def placement(
@@ -87,6 +160,13 @@ def placement(
         raise ValueError(
             f"language_model.device={device} needs a GPU that torch sees; set "
             "language_model.device=auto"
+        )
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    on_gpu = [place for place in places if type(place) is int or str(place).startswith("cuda")]
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError(
+            f"language_model.device_map puts the model on {on_gpu[0]}, and torch sees no GPU; set "
+            "language_model.device_map=auto"
         )
     stored = getattr(config, "quantization_config", None)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, dtype)}

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from ssae.artifact import Artifact, build
 from ssae.corpus.base import load_splits
+from ssae.report.table import spell
 from ssae.retriever.base import Retriever
 from ssae.study import Study
 
@@ -77,7 +78,8 @@ def retrieve(study: Study, retriever: Retriever, budget_tokens: int) -> Artifact
         truth = study.corpus.in_subdomain(splits.pool)
         if truth is not None:
             manifest |= ranking_quality(np.asarray(truth), scores, order)
-        log.info("%s", ", ".join(f"{key} {value}" for key, value in manifest.items()))
+        shown = {k: spell(v) if isinstance(v, float) else v for k, v in manifest.items()}
+        log.info("%s", ", ".join(f"{key} {value}" for key, value in shown.items()))
         return manifest
 
     return build(study.artifacts, "retrieve", inputs, make)

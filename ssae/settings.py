@@ -15,6 +15,7 @@ def check_types(settings: Any, prefix: str = "") -> None:
         value = getattr(settings, field.name)
         wanted = (int, float) if field.type is float else field.type
         if field.type in words and (isinstance(value, bool) or not isinstance(value, wanted)):  # pyright: ignore[reportArgumentType]
-            hint = f"; write {int(value)}" if isinstance(value, float) and value % 1 == 0 else ""
-            rule = f"{prefix}{field.name} must be {words[field.type]}"
-            raise ValueError(f"{rule}, got {value!r}{hint}")
+            name, rule = f"{prefix}{field.name}", words[field.type]
+            whole = isinstance(value, float) and value % 1 == 0 and field.type is int
+            example = int(value) if whole else f"<{rule}>"
+            raise ValueError(f"{name} must be {rule}, got {value!r}; set {name}={example}")

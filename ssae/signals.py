@@ -6,12 +6,14 @@
 In every case the same command continues.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -127,6 +129,23 @@ class StopRequest:
             raise Interrupted(
                 signum, "interrupted at once; the same command continues from the last checkpoint"
             )
+
+
+@contextlib.contextmanager
+def unwrapped_interrupts() -> Iterator[None]:
+    """While entered, a KeyboardInterrupt that ends a Trainer's run stays what it is.
+
+    Lightning makes a SystemExit of it and has the process ignore SIGINT, which a disarmed Trainer
+    does not take back: what runs afterwards could not be interrupted.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, before)  # Lightning set one: this is the main thread
+        raise end.__context__ from None
 
 
 def disarm(trainer: Any) -> None:

@@ -91,38 +91,53 @@ class Study:
         if self.training.recycle_firing_rate > 0 and "recycle" not in starts:
             log.warning("training.recycle_firing_rate is ignored without specialist.start=recycle")
         if self.bos not in POLICIES:
-            raise ValueError(f"bos must be one of {', '.join(POLICIES)}, got {self.bos!r}")
+            raise ValueError(
+                f"bos must be one of {', '.join(POLICIES)}, got {self.bos!r}; set bos=row"
+            )
         if isinstance(self.hookpoints, str):
             raise ValueError(
                 f"hookpoints must be a list, got {self.hookpoints!r}; "
                 f"set hookpoints=[{self.hookpoints}]"
             )
         if self.packing not in PACKINGS:
-            raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, got {self.packing!r}")
+            raise ValueError(
+                f"packing must be one of {', '.join(PACKINGS)}, got {self.packing!r}; "
+                "set packing=packed"
+            )
         object.__setattr__(self, "compare", {k: v for k, v in self.compare.items() if v})
         for name in ("artifacts", "run_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)))
-        for name, least in (
-            ("context_length", 2),
-            ("harvest_batch_tokens", 1),
-            ("shard_tokens", 1),
-            ("evaluation_batch_tokens", 1),
-            ("evaluation_tokens", 1),
-            ("frequency_tokens", 1),
-            ("num_bootstraps", 2),
-            ("seed", 0),
+        for name, least, example in (
+            ("context_length", 2, 128),
+            ("harvest_batch_tokens", 1, 2048),
+            ("shard_tokens", 1, 65_536),
+            ("evaluation_batch_tokens", 1, 2048),
+            ("evaluation_tokens", 1, 100_000),
+            ("frequency_tokens", 1, 1_000_000),
+            ("num_bootstraps", 2, 1000),
+            ("seed", 0, 0),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least {least}, got {getattr(self, name)}; "
+                    f"set {name}={example}"
+                )
+        self.activation.check_rows(self.context_length)
         for name in self.arms:
             chain: list[str | None] = [name]
             while chain[-1] in self.arms:
                 chain.append(self.arms[chain[-1]].init_from)
                 if chain[-1] in chain[:-1]:
                     path = " from ".join(map(str, chain))
-                    raise ValueError(f"arms.{name}.init_from leads in a circle: {path}")
+                    raise ValueError(
+                        f"arms.{name}.init_from leads in a circle: {path}; "
+                        f"set arms.{name}.init_from=null"
+                    )
         if self.arm not in self.arms:
-            raise ValueError(f"arm must be one of {', '.join(self.arms)}, got {self.arm!r}")
+            raise ValueError(
+                f"arm must be one of {', '.join(self.arms)}, got {self.arm!r}; "
+                f"set arm={next(iter(self.arms), '<one of arms>')}"
+            )
 
 
 def _check_sae(name: str, make: functools.partial[Any]) -> None:

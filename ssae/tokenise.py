@@ -4,18 +4,21 @@ Text is read in slices and token ids are appended to files, so that memory does 
 corpus. The files are described in activation/rows.py.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssae.activation.rows import cut, separator_id
 from ssae.artifact import Artifact, build
 from ssae.language_model import LanguageModel
+from ssae.progress import progress_bar, token_rate
 from ssae.study import Study
+
+log = logging.getLogger(__name__)
 
 SLICE_DOCUMENTS, SLICE_CHARACTERS = 256, 2**20
 """What the tokenizer gets at a time, at most; a longer document is a slice of its own."""
@@ -52,6 +55,12 @@ def tokenise(
     }
 
     def make(folder: Path) -> dict[str, Any]:
+        if study.packing == "packed" and not lm.is_causal:
+            log.warning(
+                "%s is an encoder: in packed rows it reads across documents; "
+                "set packing=documents to keep them apart",
+                lm.name,
+            )
         texts = datasets.Dataset.load_from_disk(documents.path / split).select_columns("text")
         return write_rows(study, texts, folder, max_tokens)
 
@@ -64,13 +73,9 @@ def write_rows(
     """Write the rows of `texts`, a dataset with the column text; return the manifest's entries."""
     lm = study.language_model
     separator = separator_id(lm.tokenizer, study.bos)
-    columns = (
-        TextColumn("tokenising"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
     writer = _Writer(folder, lm)
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=1.0, rate="")
+    with progress_bar("tokenising", total=1.0) as progress:
+        [task] = progress.tasks
         documents = encode(lm.tokenizer, texts, max_tokens)
         for ids, row_documents in cut(
             documents, study.context_length, separator, study.bos, study.packing
@@ -79,10 +84,9 @@ def write_rows(
                 share = (row_documents[-1] + 1) / len(texts)
                 if max_tokens is not None:
                     share = max(share, writer.num_tokens / max_tokens)
-                rate = writer.num_tokens / max(progress.tasks[task].elapsed or 0, 1e-3)
-                shown = f"{writer.num_tokens:,} tokens, {rate:,.0f} tokens/s"
-                progress.update(task, completed=share, rate=shown)
-        progress.update(task, completed=1.0)
+                rate = token_rate(task, writer.num_tokens)
+                progress.update(task.id, completed=share, rate=rate)
+        progress.update(task.id, completed=1.0)
     return writer.close() | {"num_documents": len(texts), "language_model": lm.name}
 
 

@@ -27,7 +27,7 @@ from ssae.initialise import extra_sae, initial_sae, steering
 from ssae.lit_sae import LitSAE
 from ssae.resample import resampler
 from ssae.sae import files
-from ssae.signals import Interrupted, StopRequest
+from ssae.signals import Interrupted, StopRequest, unwrapped_interrupts
 from ssae.study import Study
 from ssae.together import build_together
 from ssae.trainer import SPEED_ONLY, make_trainer
@@ -153,13 +153,8 @@ def _fit(
     if last is not None:
         log.info("%s: continuing from %s", arm_name, last)
     start = time.perf_counter()
-    with checkpoints.stop as stop:
-        try:
-            trainer.fit(lit, data, ckpt_path=last, weights_only=True)
-        except SystemExit as end:  # what Lightning makes of a KeyboardInterrupt
-            if isinstance(end.__context__, KeyboardInterrupt):
-                raise end.__context__ from None
-            raise
+    with checkpoints.stop as stop, unwrapped_interrupts():
+        trainer.fit(lit, data, ckpt_path=last, weights_only=True)
     seconds = time.perf_counter() - start
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:

@@ -63,9 +63,15 @@ class Training:
                 )
         for name in ("warmup_steps", "sparsity_warmup_steps"):
             if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
+                raise ValueError(
+                    f"training.{name} must not be negative, got {getattr(self, name)}; "
+                    f"set training.{name}=100"
+                )
         if self.screening not in ("auto", "exact"):
-            raise ValueError(f"training.screening must be auto or exact, got {self.screening!r}")
+            raise ValueError(
+                f"training.screening must be auto or exact, got {self.screening!r}; "
+                "set training.screening=auto"
+            )
         if self.initial_b_dec not in INITIAL_B_DECS:
             raise ValueError(
                 f"training.initial_b_dec must be one of {', '.join(INITIAL_B_DECS)}, got "

@@ -37,6 +37,12 @@ from ssae.corpus.files import Files
 from ssae.language_model import LanguageModel
 from ssae.objective.erm import ERM
 from ssae.retriever.random import Random
+from ssae.sae.base import SparseAutoencoder
+from ssae.sae.batchtopk import BatchTopKSAE
+from ssae.sae.gated import GatedSAE
+from ssae.sae.jumprelu import JumpReLUSAE
+from ssae.sae.matryoshka import MatryoshkaSAE
+from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 from ssae.study import Export, Study
 from ssae.tokenise import tokenise
@@ -78,7 +84,7 @@ def tokenizer_with(**special: str) -> transformers.PreTrainedTokenizerFast:
 
 @pytest.fixture(autouse=True)
 def heed_sigint() -> None:
-    """Lightning ignores SIGINT after a KeyboardInterrupt, a shell for jobs in its background."""
+    """A shell has the jobs in its background ignore SIGINT; tests send it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -203,6 +209,29 @@ def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def all_saes() -> Callable[..., dict[str, functools.partial[SparseAutoencoder]]]:
+    """Return a function that gives an SAE of each architecture, as a study has it."""
+
+    def make(
+        d_sae: int, k: int, group_sizes: list[int]
+    ) -> dict[str, functools.partial[SparseAutoencoder]]:
+        common = {"d_sae": d_sae, "auxk_coefficient": 1 / 32, "k_aux": 8}
+        return {
+            "topk": functools.partial(TopKSAE, k=k, **common),
+            "batchtopk": functools.partial(BatchTopKSAE, k=k, **common),
+            "matryoshka": functools.partial(MatryoshkaSAE, k=k, group_sizes=group_sizes, **common),
+            "jumprelu": functools.partial(
+                JumpReLUSAE, l0_coefficient=1.0, target_l0=float(k), bandwidth=1.0,
+                initial_threshold=1.0, threshold_lr=1e-2, **common,
+            ),
+            "relu": functools.partial(ReLUSAE, l1_coefficient=0.1, **common),
+            "gated": functools.partial(GatedSAE, l1_coefficient=0.1, **common),
+        }  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[..., Study]:
     """Return a function that builds a study of two arms, `first` and `second` (from `first`)."""
 
@@ -311,19 +340,32 @@ def train_command(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[.
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a script on several ranks of this machine."""
+
+    def run(num_ranks: int, script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+             str(num_ranks), str(script), *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def launch(
+    tmp_path_factory: pytest.TempPathFactory,
+    torchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., None]:
     """Return a function that trains on several ranks of this machine; see rank.py."""
 
     def run(num_ranks: int, runs: list[tuple[Study, str, int | None]]) -> None:
         """Train arms of studies, each to its end or to the step at which it is to crash."""
         path = tmp_path_factory.mktemp("launch") / "runs.pickle"
         path.write_bytes(pickle.dumps(runs))
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-             str(num_ranks), str(Path(__file__).with_name("rank.py")), str(path)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        done = torchrun(num_ranks, Path(__file__).with_name("rank.py"), str(path))
         assert done.returncode == 0, done.stderr[-5000:]
 
     return run

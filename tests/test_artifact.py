@@ -5,10 +5,10 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -346,24 +346,18 @@ assert from_rank_zero(lambda: rank + 7) == 7
 """
 
 
-def launch(tmp_path: Path, scenario: str, num_ranks: int) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def on_ranks(torchrun, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that plays a scenario of RANK on so many ranks."""
     (tmp_path / "rank.py").write_text(RANK)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks),
-        "--master-port", str(port), str(tmp_path / "rank.py"), str(tmp_path / "root"), scenario,
-    ]  # fmt: skip
-    return subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        timeout=120, capture_output=True, text=True,
-    )  # fmt: skip
+    return lambda num_ranks, scenario: torchrun(
+        num_ranks, tmp_path / "rank.py", str(tmp_path / "root"), scenario
+    )
 
 
 @pytest.mark.slow
-def test_ranks_build_together_and_rank_zero_seals_when_all_are_done(tmp_path: Path):
-    done = launch(tmp_path, "works", 3)
+def test_ranks_build_together_and_rank_zero_seals_when_all_are_done(tmp_path: Path, on_ranks):
+    done = on_ranks(3, "works")
     assert done.returncode == 0, done.stderr[-3000:]
     for x in (1, 2):
         artifact = locate(tmp_path / "root", "verb", {"x": x})
@@ -374,8 +368,8 @@ def test_ranks_build_together_and_rank_zero_seals_when_all_are_done(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_nothing_is_sealed_when_a_rank_fails_and_the_others_end_too(tmp_path: Path):
-    done = launch(tmp_path, "fails", 2)
+def test_nothing_is_sealed_when_a_rank_fails_and_the_others_end_too(tmp_path: Path, on_ranks):
+    done = on_ranks(2, "fails")
     assert done.returncode != 0
     assert "ValueError: the last rank fails" in done.stderr
     assert not list((tmp_path / "root" / "verb").glob("*/DONE"))
@@ -383,9 +377,9 @@ def test_nothing_is_sealed_when_a_rank_fails_and_the_others_end_too(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_every_rank_is_told_what_rank_zero_could_not_do(tmp_path: Path):
+def test_every_rank_is_told_what_rank_zero_could_not_do(tmp_path: Path, on_ranks):
     (tmp_path / "root").mkdir()
-    done = launch(tmp_path, "fails_at_once", 2)
+    done = on_ranks(2, "fails_at_once")
     assert done.returncode != 0
     assert "ValueError: rank 0 failed: " in done.stderr
     assert "set artifacts=<a folder you can write to>" in done.stderr

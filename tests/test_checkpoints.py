@@ -19,7 +19,7 @@ from ssae.checkpoints import Checkpoints, newest
 from ssae.lit_sae import LitSAE
 from ssae.objective.erm import ERM
 from ssae.sae.topk import TopKSAE
-from ssae.signals import StopRequest
+from ssae.signals import StopRequest, unwrapped_interrupts
 from ssae.trainer import disarm
 
 EVERY = 5
@@ -67,7 +67,8 @@ def fit(folder: Path, num_steps: int, *more: lightning.Callback, seed: int = 0) 
             *more, checkpoints], enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     disarm(trainer)
-    trainer.fit(lit, Data(), ckpt_path=checkpoints.newest(), weights_only=True)
+    with unwrapped_interrupts():
+        trainer.fit(lit, Data(), ckpt_path=checkpoints.newest(), weights_only=True)
     return lit
 
 
@@ -172,7 +173,7 @@ def test_a_writer_lost_between_its_renames_costs_the_checkpoint_only(tmp_path, m
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lose)
-        with pytest.raises(SystemExit):
+        with pytest.raises(KeyboardInterrupt):
             fit(folder, 15)
     assert newest(folder) == folder / "step=00000005.ckpt"
     found = fit(folder, 15).state_dict()

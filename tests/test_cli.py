@@ -3,8 +3,10 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +163,28 @@ def test_a_retriever_without_its_package_gives_the_pip_line(
 def test_a_context_longer_than_the_model_is_refused(fail: Run, files: dict[str, str]):
     message = fail("harvest", "retriever=random", *overrides(files, context_length="65"))
     assert "context_length=64" in message
+
+
+def test_numbers_of_what_was_made_have_four_digits(capsys: pytest.CaptureFixture[str]):
+    manifest = {"precision": 0.7843137254901961, "seconds": 12.345678, "num_tokens": 1234567}
+    cli.print_made(types.SimpleNamespace(path="there", manifest=manifest | {"files": {}}))
+    lines = ["there", "  precision: 0.7843", "  seconds: 12.35", "  num_tokens: 1234567"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_names_the_artifact_and_says_what_to_set(
+    fail: Run, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    def save(file: Path, *_: object, **__: object) -> None:
+        with Path("/dev/full").open("w") as full:
+            full.write("x")
+
+    monkeypatch.setattr("ssae.retrieve.np.save", save)
+    message = fail("retrieve", "retriever=random", *overrides(files))
+    assert re.search(r"the disk became full while making .*artifacts/score/\w+\.partial: ", message)
+    assert "set artifacts=<a folder on a larger disk>" in message
+    assert "the same command continues" in message
 
 
 @pytest.mark.parametrize(("key", "offline"), [("", True), ("planted-key", False)])

@@ -86,9 +86,30 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ("context_length=1", "context_length must be at least 2"),
         ("budget_tokens=0", "budget_tokens must be at least 1"),
         ("training.decay_share=2", "decay_share must lie in"),
-        ("arm=nobody", "arm must be one of"),
+        ("arm=nobody", "arm must be one of generalist, .*, got 'nobody'; set arm=generalist$"),
         ("specialist.lr=-1", "lr must be positive"),
-        ("language_model.dtype=int8", "dtype must be one of"),
+        ("language_model.dtype=int8", "dtype must be one of .*; set language_model.dtype=auto"),
+        (
+            "language_model.device=foo",
+            "device must be auto .*'foo'; set language_model.device=auto",
+        ),
+        (
+            "language_model.device_map=foo",
+            "device_map must be null, auto, balanced.*set language_model.device_map=auto",
+        ),
+        (
+            "packing=tight",
+            "packing must be one of packed, documents, got 'tight'; set packing=packed$",
+        ),
+        ("bos=x", "bos must be one of row, document, none, got 'x'; set bos=row$"),
+        ("shard_tokens=0", "shard_tokens must be at least 1, got 0; set shard_tokens=65536$"),
+        ("harvest_batch_tokens=0", "at least 1, got 0; set harvest_batch_tokens=2048$"),
+        ("evaluation_tokens=-1", "at least 1, got -1; set evaluation_tokens=100000$"),
+        ("num_bootstraps=1", "at least 2, got 1; set num_bootstraps=1000$"),
+        ("training.warmup_steps=-1", "not be negative, got -1; set training.warmup_steps=100"),
+        ("training.screening=no", "auto or exact, got 'no'; set training.screening=auto"),
+        ("seed=0.5", "seed must be a whole number, got 0.5; set seed=<a whole number>$"),
+        ("shard_tokens=1e5", "shard_tokens must be a whole number, .*; set shard_tokens=100000$"),
         ("corpus.test_share=1", "test_share must lie strictly between"),
         ("objective.tilt=inf", "tilt must be finite"),
         ("context_length=many", "context_length must be a whole number, got 'many'"),
@@ -99,6 +120,12 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(
 ):
     with pytest.raises(Exception, match=rule):
         compose([override], tmp_path)
+
+
+def test_a_window_that_is_too_small_for_a_stream_is_refused_with_one_that_is_taken(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"8 \* 256 = 2048\), got 20: .*window_tokens=131072$"):
+        compose(["activation=stream", "activation.window_tokens=20"], tmp_path)
+    compose(["activation=stream", "activation.window_tokens=131072"], tmp_path)
 
 
 def test_the_config_of_a_run_can_be_read_back(tmp_path: Path):

@@ -13,32 +13,25 @@ from safetensors.torch import load_file
 
 from ssae.objective.erm import ERM
 from ssae.objective.term import TERM
-from ssae.sae.batchtopk import BatchTopKSAE
-from ssae.sae.gated import GatedSAE
-from ssae.sae.jumprelu import JumpReLUSAE
-from ssae.sae.matryoshka import MatryoshkaSAE
-from ssae.sae.relu import ReLUSAE
-from ssae.sae.topk import TopKSAE
 from ssae.study import Study
 from ssae.train import train
 
-COMMON = {"d_sae": 64, "auxk_coefficient": 1 / 32, "k_aux": 8}
-SAES = {
-    "topk": functools.partial(TopKSAE, k=4, **COMMON),
-    "batchtopk": functools.partial(BatchTopKSAE, k=4, **COMMON),
-    "matryoshka": functools.partial(MatryoshkaSAE, k=4, group_sizes=[16, 48], **COMMON),
-    "jumprelu": functools.partial(
-        JumpReLUSAE, l0_coefficient=1.0, target_l0=4.0, bandwidth=1.0, initial_threshold=1.0,
-        threshold_lr=1e-2, **COMMON,
-    ),
-    "relu": functools.partial(ReLUSAE, l1_coefficient=0.1, **COMMON),
-    "gated": functools.partial(GatedSAE, l1_coefficient=0.1, **COMMON),
-}  # fmt: skip
 SGD = {"optimizer": torch.optim.SGD}  # its steps are the gradients, scale and all
 
 
-def make_studies(make_study, folder: Path, num_ranks: int) -> dict[str, Study]:
-    """What is trained; float64, so that only real differences show."""
+@pytest.fixture
+def studies(make_study, all_saes, tmp_path):
+    """Return a function (folder, number of ranks) -> {name: study}.
+
+    In float64, so that only real differences show.
+    """
+    saes = all_saes(64, 4, [16, 48])
+    return lambda name, num_ranks: make_studies(make_study, saes, tmp_path / name, num_ranks)
+
+
+def make_studies(
+    make_study, saes: dict[str, functools.partial], folder: Path, num_ranks: int
+) -> dict[str, Study]:
     base = make_study(folder)
     first = dataclasses.replace(base.arms["first"], num_tokens=12 * 64)
     erm = dataclasses.replace(first, objective=ERM())
@@ -56,7 +49,7 @@ def make_studies(make_study, folder: Path, num_ranks: int) -> dict[str, Study]:
         if "optimizer" in settings:
             settings["optimizer"] = functools.partial(settings["optimizer"])
         return dataclasses.replace(
-            base, name=name, run_dir=folder / name, sae=SAES[sae], arms=arms, arm=next(iter(arms)),
+            base, name=name, run_dir=folder / name, sae=saes[sae], arms=arms, arm=next(iter(arms)),
             training=dataclasses.replace(base.training, dead_after_tokens=100, **settings),
             trainer=functools.partial(
                 lightning.Trainer, accelerator="cpu", log_every_n_steps=1,
@@ -124,9 +117,8 @@ def compare(alone: Study, together: Study, arm: str) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_ranks_train_what_one_rank_trains(make_study, launch, tmp_path, num_ranks):
-    alone = make_studies(make_study, tmp_path / "alone", 1)
-    together = make_studies(make_study, tmp_path / "together", num_ranks)
+def test_ranks_train_what_one_rank_trains(studies, launch, num_ranks):
+    alone, together = studies("alone", 1), studies("together", num_ranks)
     launch(num_ranks, [(s, arm, None) for s in together.values() for arm in s.arms])
     uneven = together.pop("uneven")
     for name in together:
@@ -142,7 +134,7 @@ def test_ranks_train_what_one_rank_trains(make_study, launch, tmp_path, num_rank
         assert num_ranks == 2 or "(66) must be a multiple of the number of ranks (4)" in said
 
 
-def test_ranks_that_lightning_would_have_to_start_itself_are_refused(make_study, tmp_path):
-    study = make_studies(make_study, tmp_path, 2)["relu"]
+def test_ranks_that_lightning_would_have_to_start_itself_are_refused(studies):
+    study = studies("together", 2)["relu"]
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 -m ssae <verb>"):
         train(study, "term")

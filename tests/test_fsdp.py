@@ -14,29 +14,10 @@ from ssae.artifact import Artifact
 from ssae.fsdp import FSDP, set_rows, share_out
 from ssae.objective.erm import ERM
 from ssae.objective.term import TERM
-from ssae.sae.batchtopk import BatchTopKSAE
-from ssae.sae.gated import GatedSAE
-from ssae.sae.jumprelu import JumpReLUSAE
-from ssae.sae.matryoshka import MatryoshkaSAE
-from ssae.sae.relu import ReLUSAE
-from ssae.sae.topk import TopKSAE
 from ssae.study import Study
 from ssae.train import train
 from ssae.trainer import make_trainer
 
-# The two ranks keep 101 and 100 latents; many are dead.
-COMMON = {"d_sae": 201, "auxk_coefficient": 1 / 32, "k_aux": 8}
-SAES = {
-    "topk": functools.partial(TopKSAE, k=2, **COMMON),
-    "batchtopk": functools.partial(BatchTopKSAE, k=2, **COMMON),
-    "matryoshka": functools.partial(MatryoshkaSAE, k=2, group_sizes=[50, 151], **COMMON),
-    "jumprelu": functools.partial(
-        JumpReLUSAE, l0_coefficient=1.0, target_l0=2.0, bandwidth=1.0, initial_threshold=1.0,
-        threshold_lr=1e-2, **COMMON,
-    ),
-    "relu": functools.partial(ReLUSAE, l1_coefficient=0.1, **COMMON),
-    "gated": functools.partial(GatedSAE, l1_coefficient=0.1, **COMMON),
-}  # fmt: skip
 SGD = {"optimizer": functools.partial(torch.optim.SGD)}  # its steps are the gradients
 SAVED, CRASH = 4, 6  # steps
 LAUNCHES = {"alone": {"devices": 1}, "ddp": {"devices": 2, "strategy": "ddp"}}
@@ -44,8 +25,9 @@ LAUNCHES["fsdp"] = {"devices": 2, "strategy": functools.partial(FSDP)}
 
 
 @pytest.fixture
-def studies(make_study, tmp_path):
+def studies(make_study, all_saes, tmp_path):
     """Return a function (folder, launch) -> {name: study}; float64: only real differences show."""
+    saes = all_saes(201, 2, [50, 151])  # the two ranks keep 101 and 100 latents; many are dead
 
     def make(folder: str, launch: str) -> dict[str, Study]:
         base = make_study(tmp_path / folder)
@@ -66,7 +48,7 @@ def studies(make_study, tmp_path):
             options = {"precision": "64-true", **LAUNCHES[launch], **dict(trainer)}
             settings = {"dead_after_tokens": 20, "checkpoint_every_steps": SAVED, **dict(training)}
             return dataclasses.replace(
-                base, name=name, run_dir=tmp_path / folder / name, sae=SAES[sae], arms=arms,
+                base, name=name, run_dir=tmp_path / folder / name, sae=saes[sae], arms=arms,
                 arm=next(iter(arms)), training=dataclasses.replace(base.training, **settings),
                 trainer=functools.partial(
                     lightning.Trainer, accelerator="cpu", enable_progress_bar=False, **options,

@@ -230,11 +230,9 @@ def test_an_interrupt_ends_the_harvest_as_an_interrupt(make_study, tmp_path, mon
 
     monkeypatch.setattr(ShardWriter, "finish", interrupted)
     handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(KeyboardInterrupt, match="now"):
-            harvest_for(make_study(tmp_path), "first")
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        harvest_for(make_study(tmp_path), "first")
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 KILLED = """
@@ -276,13 +274,33 @@ def test_a_killed_harvest_continued_is_one_that_was_not_killed(make_study, tmp_p
     assert contents(parts.path) == contents(whole.path)
 
 
+def test_of_a_damaged_harvest_only_the_damaged_shard_is_made_anew(
+    make_study, tmp_path, monkeypatch
+):
+    study = make_study(tmp_path, shard_tokens=100)
+    harvested = harvest_for(study, "first")
+    before = contents(harvested.path)
+    shard = harvested.path / "shard_00002.safetensors"
+    damaged = bytearray(shard.read_bytes())
+    damaged[-5] ^= 4
+    shard.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"damaged \(shard_00002.safetensors\)") as error:
+        harvest_for(study, "first")
+    command = str(error.value).rpartition(": ")[2].split()
+    assert command[0] == "mv"
+    shutil.move(*command[1:])
+    made = finish_and_count(monkeypatch)
+    assert contents(harvest_for(study, "first").path) == before
+    assert made == [2]
+
+
 def test_what_the_disk_cannot_hold_is_refused_before_anything_is_written(
     make_study, tmp_path, monkeypatch
 ):
     study = make_study(tmp_path)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**26 + 50_000))
-    expected = r"needs 0\.\d\d GB and .* has 0.07 GB free; set artifacts="
+    expected = r"needs 0\.\d\d GB and 0.07 GB to spare, and .* has 0.07 GB free; set artifacts="
     with pytest.raises(ValueError, match=expected):
         harvest_for(study, "first")
     assert not list((study.artifacts / "harvest").glob("*.partial"))
@@ -310,7 +328,7 @@ def test_a_non_finite_activation_is_named(make_study, tmp_path):
     embedding = broken.language_model.model.get_input_embeddings()
     with torch.no_grad():
         embedding.weight[token] = float("nan")
-    expected = f"document {document} at position {position}, hookpoint gpt_neox.embed_in, shard 1"
+    expected = f"embed_in, shard 1 for document {document}, position {position} .token id {token}"
     with pytest.raises(ValueError, match=expected):
         harvest(broken, corpus, "general_test")
 

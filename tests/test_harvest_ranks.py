@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import os
 import pickle
-import socket
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
@@ -15,8 +13,6 @@ import pytest
 from ssae.artifact import Artifact
 from ssae.harvest import check_model, harvest_all
 from ssae.study import Study
-
-REPOSITORY = Path(__file__).parents[1]
 
 RANK = """
 import os, pickle, signal, sys
@@ -42,29 +38,22 @@ Path(sys.argv[1]).with_name(f"made_by_{os.environ['RANK']}").write_text(str(made
 """
 
 
-def on_ranks(
-    folder: Path, study: Study, num_ranks: int, die_after: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Harvest under torchrun; rank 1 kills itself after so many shards."""
-    study = dataclasses.replace(
-        study,
-        trainer=functools.partial(
+@pytest.fixture
+def on_ranks(torchrun, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that harvests under torchrun; rank 1 kills itself after so many shards."""
+
+    def run(
+        study: Study, num_ranks: int, die_after: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        trainer = functools.partial(
             lightning.Trainer, accelerator="cpu", devices=num_ranks, precision="32-true"
-        ),
-    )
-    (folder / "study.pickle").write_bytes(pickle.dumps((study, die_after)))
-    (folder / "rank.py").write_text(RANK)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks),
-        "--master-port", str(port), str(folder / "rank.py"), str(folder / "study.pickle"),
-    ]  # fmt: skip
-    return subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        timeout=240, capture_output=True, text=True,
-    )  # fmt: skip
+        )
+        study = dataclasses.replace(study, trainer=trainer)
+        (tmp_path / "study.pickle").write_bytes(pickle.dumps((study, die_after)))
+        (tmp_path / "rank.py").write_text(RANK)
+        return torchrun(num_ranks, tmp_path / "rank.py", str(tmp_path / "study.pickle"))
+
+    return run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -81,13 +70,13 @@ def all_there(study: Study) -> dict[str, Artifact]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", ["packed", "documents"])
-def test_two_ranks_write_the_bytes_that_one_rank_writes(make_study, tmp_path, packing):
+def test_two_ranks_write_the_bytes_that_one_rank_writes(make_study, on_ranks, tmp_path, packing):
     changes = {
         "shard_tokens": 100, "packing": packing, "hookpoints": ["gpt_neox.layers.2.mlp"],
         "harvest_batch_tokens": 100,
     }  # fmt: skip
     one, two = (make_study(tmp_path / name, **changes) for name in ("one", "two"))
-    done = on_ranks(tmp_path, two, 2)
+    done = on_ranks(two, 2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "made_by_0").read_text() == "[0, 0, 2, 2, 4, 4]"  # two hookpoints
     assert (tmp_path / "made_by_1").read_text() == "[1, 1, 3, 3, 5, 5]"
@@ -98,14 +87,14 @@ def test_two_ranks_write_the_bytes_that_one_rank_writes(make_study, tmp_path, pa
 
 
 @pytest.mark.slow
-def test_a_harvest_may_be_continued_by_another_number_of_ranks(make_study, tmp_path):
+def test_a_harvest_may_be_continued_by_another_number_of_ranks(make_study, on_ranks, tmp_path):
     one, more = (make_study(tmp_path / name, shard_tokens=50) for name in ("one", "more"))
-    died = on_ranks(tmp_path, more, 2, die_after=2)
+    died = on_ranks(more, 2, die_after=2)
     assert died.returncode != 0
     [partial] = (more.artifacts / "harvest").glob("*.partial")
     there = {int(path.stem[-5:]) for path in partial.glob("shard_*.json")}
     assert 1 in there
-    done = on_ranks(tmp_path, more, 3)
+    done = on_ranks(more, 3)
     assert done.returncode == 0, done.stderr[-3000:]
     [expected] = all_there(one).values()
     num_shards = len(expected.manifest["shard_sizes"])
@@ -117,9 +106,9 @@ def test_a_harvest_may_be_continued_by_another_number_of_ranks(make_study, tmp_p
 
 
 @pytest.mark.slow
-def test_ranks_without_a_shard_wait_for_the_others(make_study, tmp_path):
+def test_ranks_without_a_shard_wait_for_the_others(make_study, on_ranks, tmp_path):
     study = make_study(tmp_path / "three", shard_tokens=300)
-    done = on_ranks(tmp_path, study, 3)
+    done = on_ranks(study, 3)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "made_by_2").read_text() == "[]"
     [found] = all_there(study).values()

@@ -65,7 +65,7 @@ def test_the_model_is_in_eval_mode_without_gradients(neox, bert):
 def test_vocabulary_and_special_tokens_are_those_of_the_tokenizer(neox, llama):
     assert (neox.vocab_size, neox.special_ids.tolist()) == (300, [0])
     assert llama.vocab_size == 300
-    assert llama.special_ids.tolist() == [0, 1, 2]
+    assert llama.special_ids.tolist() == [1, 2]  # 0 stands for unknown words: text
 
 
 def test_the_identity_follows_the_bytes_of_a_directory_and_not_its_place(neox_folder, tmp_path):
@@ -185,6 +185,50 @@ def test_a_quantised_model_gives_nearly_the_same_activations(quantised, trained,
     assert torch.nn.functional.cosine_similarity(spliced, logits, dim=-1).min() > 0.9
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("device_map", ["cuda:0", {"": 0}])
+def test_a_map_to_a_gpu_that_is_not_there_is_refused(neox_folder, device_map):
+    lm = LanguageModel(str(neox_folder), device_map=device_map)
+    with pytest.raises(ValueError, match=r"torch sees no GPU; set language_model\.device_map=auto"):
+        _ = lm.model
+
+
+@pytest.fixture(scope="module", params=[24, 96])
+def awkward_folder(request, tmp_path_factory) -> Path:
+    """A model of a width that bitsandbytes cannot multiply in 4bit on every CPU."""
+    folder = tmp_path_factory.mktemp("awkward")
+    config = transformers.GPTNeoXConfig(
+        vocab_size=300, hidden_size=request.param, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_4bit_of_a_width_that_a_cpu_cannot_multiply_is_refused_or_runs(awkward_folder, ids):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    lm = LanguageModel(str(awkward_folder), device="cpu", quantization="4bit")
+    if bitsandbytes.functional.has_avx512bf16():
+        rule = (
+            r"model .*awkward.* does not run in 4bit on this CPU: bitsandbytes .*"
+            r"set language_model\.device=cuda, language_model\.quantization=8bit or "
+            r"language_model\.quantization=null$"
+        )
+        with pytest.raises(ValueError, match=rule):
+            _ = lm.model
+    else:
+        assert lm.capture(ids, "gpt_neox.layers.0").isfinite().all()
+    eight = LanguageModel(str(awkward_folder), device="cpu", quantization="8bit")
+    assert eight.capture(ids, "gpt_neox.layers.0").isfinite().all()
+
+
+def test_asking_for_4bit_leaves_random_numbers_as_they_are(trained):
+    pytest.importorskip("bitsandbytes")
+    before = torch.get_rng_state()
+    _ = LanguageModel(DOCSTRINGS_LM, device="cpu", quantization="4bit").model
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_model_stored_quantised_is_used_as_it_is(quantised, text, tmp_path):
     quantised.model.save_pretrained(tmp_path)
     stored = LanguageModel(str(tmp_path), device="cpu")
@@ -231,6 +275,21 @@ def test_settings_that_contradict_or_do_not_exist_are_refused():
         LanguageModel("anything", dtype="int8")
     with pytest.raises(ValueError, match="must be one of null, 8bit, 4bit, got '2bit'"):
         LanguageModel("anything", quantization="2bit")
+    with pytest.raises(
+        ValueError,
+        match=r"device_map must be null, auto, balanced, .*got 'foo'; set .*device_map=auto",
+    ):
+        LanguageModel("anything", device_map="foo")
+    with pytest.raises(
+        ValueError, match=r"device_map .* got \{'b': 'foo'\}; set .*device_map=auto"
+    ):
+        LanguageModel("anything", device_map={"a": "cpu", "b": "foo", "c": 0, "d": "disk"})
+    with pytest.raises(
+        ValueError, match=r"device must be auto .*'gpu'; set language_model.device=auto"
+    ):
+        LanguageModel("anything", device="gpu")
+    for device_map in ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda:1"):
+        LanguageModel("anything", device_map=device_map)
     with pytest.raises(ValueError, match="already says where .*set language_model.device=auto"):
         LanguageModel("anything", device="cpu", device_map="auto")
 

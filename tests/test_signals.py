@@ -1,16 +1,27 @@
 """Signals end a run in order: the step, a checkpoint, an exit code that says what to do."""
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import lightning
 import pytest
 
 from ssae import signals
 from ssae.artifact import build
-from ssae.signals import SIGNALS, Interrupted, StopRequest, interrupt_on_signals
+from ssae.signals import (
+    SIGNALS,
+    Interrupted,
+    StopRequest,
+    disarm,
+    interrupt_on_signals,
+    unwrapped_interrupts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +105,41 @@ def test_a_second_sigint_stops_at_once_but_the_launchers_copy_of_it_does_not(mon
     assert stopped.value.status == 130
     with pytest.raises(ValueError, match="got here"):
         stop_during(signal.SIGINT, signal.SIGTERM, signal.SIGTERM, error=ValueError("got here"))
+
+
+class Ending(lightning.LightningModule):
+    """Every step ends the run."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        super().__init__()
+        self.end = end
+
+    def training_step(self, batch: int) -> None:
+        self.end()
+
+    def predict_step(self, batch: int) -> None:
+        self.end()
+
+    def configure_optimizers(self) -> None: ...
+
+
+@pytest.mark.filterwarnings("ignore:.*no optimizer")
+@pytest.mark.parametrize("run", [lightning.Trainer.fit, lightning.Trainer.predict])
+def test_a_trainer_passes_interrupts_on_and_the_next_one_is_heard(run, tmp_path):
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=1, default_root_dir=tmp_path, **options
+    )
+    disarm(trainer)
+    interrupt_on_signals()
+    interrupted = Ending(functools.partial(signal.raise_signal, signal.SIGINT))
+    for _ in range(2):
+        with pytest.raises(Interrupted, match="again to continue"), unwrapped_interrupts():
+            run(trainer, interrupted, iter([0]))
+        assert signal.getsignal(signal.SIGINT) is signals.interrupt
+    with pytest.raises(SystemExit) as ended, unwrapped_interrupts():
+        run(trainer, Ending(functools.partial(sys.exit, 7)), iter([0]))
+    assert ended.value.code == 7
 
 
 def checkpoint_step(folder: Path) -> int:

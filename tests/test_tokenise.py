@@ -173,6 +173,13 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, neox, monkeypatch):
     assert peaks[1] < 1.5 * peaks[0]
 
 
+@pytest.mark.parametrize("packing", ["packed", "documents"])
+def test_an_encoder_that_reads_across_documents_is_warned_of(tmp_path, bert, caplog, packing):
+    tokenise(study(tmp_path, bert, packing=packing), save(tmp_path, TEXTS))
+    warned = "set packing=documents" in caplog.text
+    assert warned == (packing == "packed")
+
+
 def test_an_encoder_starts_rows_with_its_cls_token_and_adds_nothing_else(tmp_path, bert):
     rows = Rows(tokenise(study(tmp_path, bert, packing="documents"), save(tmp_path, TEXTS)))
     assert bert.tokenizer.bos_token_id is None

@@ -48,16 +48,17 @@ def with_training(study: Study, **changes) -> Study:
     return dataclasses.replace(study, training=dataclasses.replace(study.training, **changes))
 
 
-def trainer_with(callback: lightning.Callback) -> functools.partial:
+def trainer_with(callback: lightning.Callback, **changes) -> functools.partial:
     """A Trainer that runs one more callback, beside those that training passes."""
 
     def make(*, callbacks, **options):
         return lightning.Trainer(callbacks=[*callbacks, callback], **options)
 
-    return functools.partial(
-        make, accelerator="cpu", devices=1, precision="32-true", log_every_n_steps=1,
-        enable_progress_bar=False,
-    )  # fmt: skip
+    options = {
+        "accelerator": "cpu", "devices": 1, "precision": "32-true", "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    }  # fmt: skip
+    return functools.partial(make, **(options | changes))
 
 
 def fvu(sae, activations: Activations) -> float:
@@ -275,11 +276,27 @@ def test_trainer_options_at_their_defaults_are_not_refused(make_study, tmp_path)
     train(dataclasses.replace(study, trainer=functools.partial(study.trainer, **options)), "first")
 
 
+class GradientNorms(lightning.Callback):
+    """Notes the norm of the gradients that each step took."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        grads = [weight.grad for weight in module.parameters() if weight.grad is not None]
+        self.norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+
+
 def test_mixed_precision_can_clip_too(make_study, tmp_path):
     """Lightning refuses to clip what a fused optimiser unscales; ours is fused where it can be."""
-    study = make_study(tmp_path)
-    options = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
-    train(dataclasses.replace(study, trainer=functools.partial(study.trainer, **options)), "first")
+    plain, clipped = GradientNorms(), GradientNorms()
+    limit = 0.1  # below what any step has
+    for watch, options in ((plain, {}), (clipped, {"gradient_clip_val": limit})):
+        trainer = trainer_with(watch, precision="bf16-mixed", **options)
+        train(make_study(tmp_path, trainer=trainer), "first")
+    assert len(plain.norms) == len(clipped.norms) == 20
+    assert min(plain.norms) > 1.5 * limit
+    assert clipped.norms == pytest.approx([limit] * 20, rel=1e-4)
 
 
 def test_a_callback_that_ends_a_run_early_is_named(make_study, tmp_path):

@@ -35,6 +35,24 @@ def origins(batch: Batch) -> Tensor:
     return found
 
 
+def not_finite(hookpoint: str, origin: Tensor, dtype: torch.dtype) -> ValueError:
+    """Return the error of an activation that is not.
+
+    Args:
+        hookpoint: where.
+        origin: (3,) as in `origins`, of its token.
+        dtype: of the activations.
+    """
+    token_id, document, position = origin.tolist()
+    remedy = "set language_model.dtype=float32"
+    if dtype == torch.float32:
+        remedy = "the model computes in float32 already: look for what is not finite in its weights"
+    return ValueError(
+        f"the language model gave a non-finite activation at {hookpoint} for document {document}, "
+        f"position {position} (token id {token_id}); {remedy}"
+    )
+
+
 def _places(batch: Batch) -> Tensor:
     """Return where in the flattened batch its text is, (num_text,)."""
     return batch.text.flatten().nonzero()[:, 0]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssae.activation.order import WindowOrder, in_order
 from ssae.activation.reader import Activations
 from ssae.activation.shards import Tokens
-from ssae.activation.source import Source, Supply
+from ssae.activation.source import Source, Supply, announce_windows
 from ssae.activation.worker import Background, InTurn, Worker
 from ssae.settings import check_types
 
@@ -67,12 +67,16 @@ class Shards(Supply):
 
     def worker(self) -> Worker:
         """Return who reads windows."""
-        ahead = torch.cuda.is_available() if self.read_ahead is None else self.read_ahead
-        return Background(torch.device("cpu"), 1) if ahead else InTurn()
+        return Background(torch.device("cpu"), 1) if self._reads_ahead else InTurn()
+
+    @property
+    def _reads_ahead(self) -> bool:
+        return torch.cuda.is_available() if self.read_ahead is None else self.read_ahead
 
     def source(self, study: Any, arm: str, activations: Activations) -> Source:
         """Return the batches of what was harvested."""
         batch_size = study.training.batch_size_tokens
+        announce_windows(arm, activations, self.window_tokens, self._reads_ahead)
         return ShardSource(activations, self, batch_size=batch_size, seed=study.seed)
 
 

@@ -11,6 +11,7 @@ from ssae.activation.plan import Shard, places_of
 from ssae.activation.rows import Rows, batches_of
 from ssae.activation.writer import ShardWriter
 from ssae.language_model import LanguageModel
+from ssae.progress import token_rate
 
 
 class Work(NamedTuple):
@@ -75,8 +76,7 @@ class LitHarvest(L.LightningModule):
     def _advance(self, num_tokens: int) -> None:
         for task in self.progress.tasks:
             self._done += num_tokens
-            rate = self._done / max(task.elapsed or 0, 1e-3)
-            shown = f"{self._done:,} tokens, {rate:,.0f} tokens/s"
+            shown = token_rate(task, self._done)
             if self.trainer.world_size > 1:
                 shown += f" on each of {self.trainer.world_size} ranks"
             self.progress.update(task.id, completed=self._done, rate=shown)

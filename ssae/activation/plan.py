@@ -127,9 +127,10 @@ def announce(
     free = shutil.disk_usage(folder).free
     if num_bytes and num_bytes + MARGIN_BYTES > free:
         raise ValueError(
-            f"the harvest needs {(num_bytes + MARGIN_BYTES) / 1e9:.2f} GB and {folder} has "
-            f"{free / 1e9:.2f} GB free; set artifacts=<a folder on a larger disk>, a smaller "
-            "budget_tokens, generalist.budget_tokens or evaluation_tokens, or activation=stream"
+            f"the harvest needs {num_bytes / 1e9:.2f} GB and {MARGIN_BYTES / 1e9:.2f} GB to spare, "
+            f"and {folder} has {free / 1e9:.2f} GB free; set artifacts=<a folder on a larger "
+            "disk>, a smaller budget_tokens, generalist.budget_tokens or evaluation_tokens, or "
+            "activation=stream"
         )
     return widths
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssae.activation.capture import capture_text, origins
+from ssae.activation.capture import capture_text, not_finite, origins
 from ssae.activation.lanes import Window
 from ssae.activation.plan import places_of
 from ssae.activation.rows import Rows, batches_of
@@ -87,11 +87,8 @@ class Writer:
 
     def _refuse(self, tokens: Tokens) -> None:
         row = int((~tokens.activations.isfinite()).any(1).nonzero()[0])
-        raise ValueError(
-            f"the language model gave a non-finite activation at {self.hookpoint} for document "
-            f"{int(tokens.document_ids[row])}, position {int(tokens.positions[row])}; "
-            "try language_model.dtype=float32"
-        )
+        origin = torch.stack([column[row] for column in tokens[1:]])
+        raise not_finite(self.hookpoint, origin, tokens.activations.dtype)
 
 
 class Lane:

@@ -4,11 +4,18 @@ activation=shards   harvested to disk first, read in windows (datamodule.py)
 activation=stream   made by the language model while the SAE trains (stream.py)
 """
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
 from ssae.activation.reader import Activations
 from ssae.activation.shards import Tokens
+from ssae.ranks import world_size
+
+log = logging.getLogger(__name__)
+
+ORIGIN_BYTES = 3 * 4 + 8
+"""Of a token in a window, beside its activations: where it comes from, and its place."""
 
 
 class Source(ABC):
@@ -61,6 +68,13 @@ class Supply(ABC):
             ValueError: names a setting that works.
         """
 
+    def check_rows(self, context_length: int) -> None:  # noqa: B027 - most take rows of any length
+        """Refuse rows that are too long for the settings, likewise.
+
+        Raises:
+            ValueError: names a setting that works.
+        """
+
     @abstractmethod
     def source(self, study: Any, arm: str, activations: Activations) -> Source:
         """Return the batches that an arm of the study trains on.
@@ -73,3 +87,17 @@ class Supply(ABC):
         Raises:
             ValueError: the settings do not fit the study.
         """
+
+
+def announce_windows(
+    arm: str, activations: Activations, window_tokens: int, reads_ahead: bool
+) -> None:
+    """Log what the windows of an arm's activations take of a rank's memory."""
+    num_tokens, num_ranks = min(len(activations), window_tokens), world_size()
+    row_bytes = activations.d_in * activations.dtype.itemsize + ORIGIN_BYTES
+    log.info(
+        "%s: windows of %s tokens, %.2g GB in memory%s%s",
+        arm, f"{num_tokens:,}", num_tokens * row_bytes / num_ranks / 1e9,
+        f" of each of {num_ranks} ranks" if num_ranks > 1 else "",
+        ", and as much for the next one" if reads_ahead and num_tokens < len(activations) else "",
+    )  # fmt: skip

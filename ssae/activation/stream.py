@@ -8,7 +8,6 @@ that it goes on with the same bits.
 
 import dataclasses
 import logging
-import math
 from typing import Any
 
 import torch
@@ -77,7 +76,18 @@ class Stream(Supply):
             raise ValueError(
                 f"activation.lanes ({self.lanes}) must divide training.batch_size_tokens "
                 f"({batch_size_tokens}); set activation.lanes="
-                f"{math.gcd(self.lanes, batch_size_tokens)}"
+                f"{_largest_divisor(batch_size_tokens, self.lanes)}"
+            )
+
+    def check_rows(self, context_length: int) -> None:
+        """Refuse windows in which a lane has no whole row: nothing but its tokens is shuffled."""
+        least = self.lanes * context_length
+        if self.window_tokens < least:
+            raise ValueError(
+                "activation.window_tokens must be at least activation.lanes * context_length "
+                f"({self.lanes} * {context_length} = {least}), got {self.window_tokens}: a lane "
+                "shuffles no less than a row; set activation.window_tokens="
+                f"{max(131_072, 8 * least)}"
             )
 
     def source(self, study: Any, arm: str, activations: Activations) -> Source:
@@ -146,16 +156,25 @@ class StreamSource(Source):
         if rows.num_rows < settings.lanes:
             raise ValueError(
                 f"activation.lanes ({settings.lanes}) must not exceed the rows of text "
-                f"({rows.num_rows}); set activation.lanes=1 or a larger token budget"
+                f"({rows.num_rows}); set activation.lanes="
+                f"{_largest_divisor(batch_size, rows.num_rows)} or a larger token budget"
             )
 
     def check_ranks(self, size: int) -> None:
         """Refuse ranks that cannot share the lanes."""
         lanes = self.settings.lanes
+        if self.batch_size % size:
+            raise ValueError(
+                f"batch_size_tokens ({self.batch_size}) must be a multiple of the number of ranks "
+                f"({size}); set training.batch_size_tokens="
+                f"{size * max(1, self.batch_size // size)} activation.lanes={size}"
+            )
         if lanes % size:
+            share = self.batch_size // size
+            fitting = size * _largest_divisor(share, max(1, lanes // size))
             raise ValueError(
                 f"the number of ranks ({size}) must divide activation.lanes ({lanes}); "
-                f"set activation.lanes={size * max(1, lanes // size)}"
+                f"set activation.lanes={fitting}"
             )
 
     def batch(self, step: int, rank: int, size: int) -> Tokens:
@@ -205,6 +224,11 @@ class StreamSource(Source):
         for _ in range(worker.num_slots):  # the first window of every lane first
             for lane in self._lanes:
                 lane.fill(Slot(capacity))
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most `most`."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def worker_for(device: torch.device, lm_threads: int | None) -> Worker:

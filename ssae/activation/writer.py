@@ -8,6 +8,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from ssae.activation.capture import not_finite
 from ssae.activation.shards import (
     STORED,
     Checksum,
@@ -143,12 +144,7 @@ class ShardWriter:
 
     def _not_finite(self, activations: Tensor, origins: Tensor) -> ValueError:
         row = int((~torch.isfinite(activations).all(1)).nonzero()[0])
-        _, document, position, _ = origins[row].tolist()
-        return ValueError(
-            f"the language model gave a non-finite activation for document {document} at position "
-            f"{position}, hookpoint {self.hookpoint}, shard {self.number}; "
-            "try language_model.dtype=float32"
-        )
+        return not_finite(f"{self.hookpoint}, shard {self.number}", origins[row, :3], self.dtype)
 
 
 def _store(path: Path, origins: Tensor, activations: Tensor, sums: Sums) -> None:

@@ -55,6 +55,15 @@ class Corpus:
                 "set corpus.min_characters=100"
             )
 
+    def check_shares(self, *names: str) -> None:
+        """Raise ValueError for a setting, of these, that is not a share of the documents."""
+        for name in names:
+            share = getattr(self, name)
+            if not 0 < share < 1:
+                raise ValueError(
+                    f"{name} must lie strictly between 0 and 1, got {share}; set corpus.{name}=0.2"
+                )
+
     def identity(self) -> dict[str, Any]:
         """Return what the documents depend on beside the constructor's arguments."""
         raise NotImplementedError

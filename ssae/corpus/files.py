@@ -42,12 +42,7 @@ class Files(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("test_share", "general_test_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}; "
-                    f"set corpus.{name}=0.2"
-                )
+        self.check_shares("test_share", "general_test_share")
 
     def identity(self) -> dict[str, Any]:
         """Return the sha256 of every file, with its name."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
 
 from ssae.embedder.base import Embedder, Embeddings
+from ssae.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +74,8 @@ class HFEncoder(Embedder):
     @torch.inference_mode()
     def _encode(self, tokenizer: Any, model: Any, texts: Sequence[str], label: str) -> np.ndarray:
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        ) as progress:
-            task = progress.add_task(label, total=len(texts), rate="")
+        with progress_bar(label, len(texts), MofNCompleteColumn()) as progress:
+            [task] = progress.tasks
             for rows, ids in self._batches(tokenizer, texts):
                 # Always padded on the right, whatever the tokenizer prefers: positions are counted
                 # from the left, and what the mask hides can then not shift them.
@@ -93,9 +88,8 @@ class HFEncoder(Embedder):
                 else:
                     pooled = (hidden * mask[..., None]).sum(dim=1) / lengths[:, None]
                 vectors[rows] = pooled.float().cpu().numpy()
-                speed = progress.tasks[0].speed
-                rate = f"{speed:.0f} documents/s" if speed else ""
-                progress.update(task, advance=len(rows), rate=rate)
+                rate = f"{task.speed:.0f} documents/s" if task.speed else ""
+                progress.update(task.id, advance=len(rows), rate=rate)
         return vectors
 
     def _batches(

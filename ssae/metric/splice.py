@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ssae.activation.rows import Rows, batches_of
 from ssae.metric.frequency import BANDS, Frequency, rank_bins
 from ssae.metric.sums import DocumentBandSums
+from ssae.progress import progress_bar, token_rate
 from ssae.sae.base import SAEOutput, SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -92,13 +92,9 @@ def measure_split(
     }
     mean = mean.float().to(lm.device_used)
     batch_tokens = study.evaluation_batch_tokens // num_copies
-    columns = (
-        TextColumn(f"evaluating on {name}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
     seen = 0
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=rows.num_tokens, rate="")
+    with progress_bar(f"evaluating on {name}", rows.num_tokens) as progress:
+        [task] = progress.tasks
         for row_ids in batches_of(rows, np.arange(rows.num_rows), batch_tokens):
             ids, attention_mask, documents, text = rows.batch(row_ids)
             # A prediction counts when the token predicted is text of the same document.
@@ -148,12 +144,8 @@ def measure_split(
                 result.fires += out.latents.fire_counts().cpu()
                 result.add_errors(errors, frequency.ranks[ids[text]])
             seen += len(flat)
-            rate = seen / max(progress.tasks[task].elapsed or 0, 1e-3)
-            progress.update(
-                task,
-                completed=seen,
-                rate=f"{seen:,} tokens x {len(saes)} SAEs, {rate:,.0f} tokens/s",
-            )
+            rate = token_rate(task, seen, f" x {len(saes)} SAEs")
+            progress.update(task.id, completed=seen, rate=rate)
     any_sums = next(iter(results.values())).sums.compute()
     variance = float(any_sums["deviation_sq"].sum() / any_sums["tokens"].sum())
     return {key: result.result(variance) for key, result in results.items()}

@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 import threading
@@ -113,6 +114,34 @@ def test_a_window_is_read_once_and_holds_the_tokens_of_the_rank(activations, mon
     assert max(map(len, read)) <= 14 / size + 2
     if size == 1:
         assert torch.cat(read).bincount().tolist() == [2] * 50
+
+
+@pytest.mark.parametrize(
+    ("window_tokens", "read_ahead", "said"),
+    [
+        (500, False, "an_arm: windows of 500 tokens, 0.0002 GB in memory"),
+        (
+            500,
+            True,
+            "an_arm: windows of 500 tokens, 0.0002 GB in memory, and as much for the next one",
+        ),
+        (5000, True, "an_arm: windows of 1,000 tokens, 0.0004 GB in memory"),
+    ],
+)
+def test_what_a_window_takes_of_memory_is_logged_once(
+    write_tokens, random_tokens, caplog, window_tokens, read_ahead, said
+):
+    # 500 tokens of 95 float32 activations and 5 words beside them: 200,000 bytes
+    activations = write_tokens(random_tokens(1000, d_in=95), 300).activations
+    settings = Shards(window_tokens=window_tokens, block_tokens=10, read_ahead=read_ahead)
+    training = types.SimpleNamespace(batch_size_tokens=50)
+    caplog.set_level(logging.INFO)
+    study = types.SimpleNamespace(training=training, seed=0)
+    source = settings.source(study, "an_arm", activations)
+    for step in range(25):
+        source.batch(step, 0, 1)
+    source.close()
+    assert caplog.messages == [said]
 
 
 def test_ranks_that_cannot_share_a_batch_evenly_are_refused_with_a_size_that_works(activations):

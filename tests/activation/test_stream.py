@@ -354,7 +354,7 @@ def test_activations_that_are_not_finite_are_named(packed, neox, make_source, lm
         read(source, range(100))
     text = ~torch.isin(bad[0], neox.special_ids)
     position = int(text.nonzero()[7][1])
-    assert f"position {position};" in str(error.value)
+    assert f"position {position} (token id {bad[0][text][7]});" in str(error.value)
     row = next(r for r in range(packed.num_rows)
                if torch.equal(packed.batch(np.array([r])).input_ids[0],
                               bad[0][int(text.nonzero()[7][0])]))  # fmt: skip
@@ -366,16 +366,54 @@ def test_lanes_that_do_not_divide_a_batch_or_the_ranks_or_exceed_the_rows_are_re
     packed, make_source
 ):
     with pytest.raises(
-        ValueError, match=r"lanes \(5\) must divide .*\(24\); set activation.lanes=1"
+        ValueError, match=r"lanes \(5\) must divide .*\(24\); set activation.lanes=4$"
     ):
         make_source(packed, lanes=5)
     with pytest.raises(
         ValueError, match=r"ranks \(3\) must divide activation.lanes \(4\); set .*=3"
     ):
         make_source(packed).check_ranks(3)
+    with pytest.raises(
+        ValueError, match=r"\(24\) must be a multiple .* ranks \(5\); set .*=20 .*=5"
+    ):
+        make_source(packed).check_ranks(5)
     many = 8 * packed.num_rows
-    with pytest.raises(ValueError, match=r"must not exceed the rows of text"):
+    with pytest.raises(
+        ValueError, match=rf"must not exceed the rows of text .*set activation.lanes={many // 8} "
+    ):
         make_source(packed, lanes=many, window_tokens=10**6, batch_size=many)
+
+
+@pytest.mark.parametrize("lanes", [5, 7, 9, 11])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
+def test_lanes_that_a_message_names_are_taken(packed, make_source, lanes, size):
+    def named(call) -> int:
+        with pytest.raises(ValueError, match=r"activation\.lanes=\d+$") as error:
+            call()
+        return int(str(error.value).rpartition("=")[2])
+
+    dividing = named(lambda: make_source(packed, lanes=lanes))
+    assert dividing == max(n for n in range(1, lanes + 1) if BATCH % n == 0)
+    source = make_source(packed, lanes=dividing)
+    if dividing % size:
+        fitting = named(lambda: source.check_ranks(size))
+        make_source(packed, lanes=fitting).check_ranks(size)
+        wanted = [n for n in range(1, dividing + 1) if BATCH % n == 0 and n % size == 0]
+        assert fitting == max(wanted, default=size)
+
+
+def test_a_window_in_which_a_lane_has_no_whole_row_is_refused_before_anything_runs(
+    make_study, tmp_path
+):
+    def stream(window_tokens: int) -> Stream:
+        return Stream(window_tokens=window_tokens, lanes=4, calibration_tokens=9, lm_threads=None)
+
+    rule = (
+        r"window_tokens must be at least .*\(4 \* 32 = 128\), got 127.*set .*window_tokens=131072"
+    )
+    with pytest.raises(ValueError, match=rule):
+        make_study(tmp_path, activation=stream(127))
+    make_study(tmp_path, activation=stream(128))
 
 
 @pytest.mark.parametrize(
