@@ -18,7 +18,7 @@ def tiny(neox_folder, corpus_files) -> list[str]:
         "corpus.min_characters=1", "hookpoint=gpt_neox.layers.1", "context_length=32",
         "sae.d_sae=64", "sae.k=4", "training.batch_size_tokens=128", "trainer=cpu",
         "generalist.num_tokens=1280", "generalist.budget_tokens=1280",
-        "activation.window_tokens=512",
+        "activation.window_tokens=1024",
     ]  # fmt: skip
 
 
