@@ -17,7 +17,7 @@ test: .venv/ready-dev ## every test
 unit: .venv/ready-dev ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow"
 
-stress: .venv/ready-dev ## training and harvests killed at random, files with flipped bytes; 8 minutes
+stress: .venv/ready-dev ## training and harvests killed at random, files with flipped bytes; 5 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -q -m stress tests/stress
 
 check: .venv/ready-dev ## lint, format, types

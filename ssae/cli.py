@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssae import __version__
-from ssae.allocator import use_huge_pages
+from ssae.allocator import tune_allocator
 from ssae.full_disk import REMEDY, is_full_disk
 from ssae.help import VERB_HELP, VERBS, help_text
 from ssae.signals import Interrupted, end_with_launcher, interrupt_on_signals
@@ -45,7 +45,7 @@ def _wandb_offline() -> bool:
 
 
 # At import, so that the worker processes of a sweep know them too.
-use_huge_pages()
+tune_allocator()
 OmegaConf.register_new_resolver("bundled", lambda name: str(HERE / "models" / name))
 OmegaConf.register_new_resolver("wandb_offline", _wandb_offline)
 

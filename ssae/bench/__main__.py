@@ -4,9 +4,9 @@ import argparse
 import logging
 import warnings
 
-from ssae.allocator import use_huge_pages
+from ssae.allocator import tune_allocator
 
-use_huge_pages()  # before the import that starts torch
+tune_allocator()  # before the import that starts torch
 
 from ssae.bench import data, e2e, step  # noqa: E402
 

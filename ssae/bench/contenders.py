@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssae.allocator import use_huge_pages
+from ssae.allocator import tune_allocator
 
-use_huge_pages()
+tune_allocator()
 
 import datasets  # noqa: E402
 import hydra  # noqa: E402

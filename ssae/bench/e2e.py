@@ -7,7 +7,8 @@ Overrides are those of `ssae train`; all contenders read the same rows of tokens
 language model at the same hookpoint, and train as many tokens at equal width, k and batch on the
 CPU. The clock starts when tokens and model are in memory and stops when the SAE is trained (ours:
 when the artifact is sealed). Contenders take turns, each run in a process of its own; the table
-shows medians. Peers come with: pip install "ssae[peers]"
+shows medians. Peers run as their users run them; SSAE_ALLOCATOR=lent gives them what
+ssae/allocator.py does, too. Peers come with: pip install "ssae[peers]"
 """
 
 import argparse
@@ -69,10 +70,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _seconds(name: str, folder: str, overrides: list[str]) -> float | None:
     command = [sys.executable, "-m", "ssae.bench.contenders", name, folder, *overrides]
-    quiet = {"WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | quiet
-    )
+    environment = os.environ | {"WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+    if not name.startswith(OURS) and "SSAE_ALLOCATOR" not in environment:
+        environment["SSAE_ALLOCATOR"] = "system"
+        environment.pop("THP_MEM_ALLOC_ENABLE", None)  # this process has it from tune_allocator
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         print(f"without {name}: {why}", file=sys.stderr)  # noqa: T201
