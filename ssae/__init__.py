@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssae.language_model import LanguageModel
+    from ssae.language_model.frozen import LanguageModel
     from ssae.objective.term import tilt_weights, tilted_mean
     from ssae.sae.files import load, save
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["LanguageModel", "load", "save", "tilt_weights", "tilted_mean"]
 
 _HOME = {
-    "LanguageModel": "ssae.language_model",
+    "LanguageModel": "ssae.language_model.frozen",
     "load": "ssae.sae.files",
     "save": "ssae.sae.files",
     "tilt_weights": "ssae.objective.term",

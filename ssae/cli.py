@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssae import __version__
-from ssae.allocator import tune_allocator
-from ssae.full_disk import REMEDY, is_full_disk
+from ssae.artifact.full_disk import REMEDY, is_full_disk
 from ssae.help import VERB_HELP, VERBS, help_text
-from ssae.signals import Interrupted, end_with_launcher, interrupt_on_signals
+from ssae.process.allocator import tune_allocator
+from ssae.process.signals import Interrupted, end_with_launcher, interrupt_on_signals
 
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package, in a clone beside it.
@@ -109,7 +109,7 @@ def call_verb(verb: str, study: Any) -> None:
 
 def print_made(artifact: Any) -> None:
     """Say where the result lies and what its manifest says of it."""
-    from ssae.ranks import rank
+    from ssae.process.ranks import rank
 
     if rank() > 0:
         return
@@ -206,7 +206,7 @@ def _quiet_libraries() -> None:
     import lightning  # noqa: F401 - its import sets its loggers' level
     import transformers
 
-    from ssae.ranks import rank
+    from ssae.process.ranks import rank
 
     if rank() > 0:
         logging.disable(logging.INFO)  # rank 0 tells the same story

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ssae.activation.reader import Activations
 from ssae.activation.rows import Rows
-from ssae.artifact import Artifact, build
+from ssae.artifact.store import Artifact, build
 from ssae.corpus.base import load_splits
 from ssae.harvest import harvest
 from ssae.metric.frequency import Frequency, frequency_of, rank_bins

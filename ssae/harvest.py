@@ -18,13 +18,13 @@ from ssae.activation.plan import announce, plan_shards
 from ssae.activation.rows import Rows
 from ssae.activation.shards import is_intact, shard_name, write_statistics
 from ssae.activation.writer import ShardWriter
-from ssae.artifact import Artifact, locate
-from ssae.progress import progress_bar
+from ssae.artifact.store import Artifact, locate
+from ssae.artifact.together import barrier, build_together, from_all_ranks, from_rank_zero
+from ssae.process.progress import progress_bar
+from ssae.process.signals import disarm, unwrapped_interrupts
 from ssae.retrieve import retrieve_for
 from ssae.sample import sample
-from ssae.signals import disarm, unwrapped_interrupts
 from ssae.study import Study
-from ssae.together import barrier, build_together, from_all_ranks, from_rank_zero
 from ssae.tokenise import tokenise
 
 log = logging.getLogger(__name__)

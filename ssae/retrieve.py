@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from ssae.artifact import Artifact, build
+from ssae.artifact.store import Artifact, build
 from ssae.corpus.base import load_splits
 from ssae.report.table import spell
 from ssae.retriever.base import Retriever

@@ -14,10 +14,10 @@ import datasets
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 from ssae.evaluate import evaluate
 from ssae.metric.rows import row
-from ssae.ranks import rank
+from ssae.process.ranks import rank
 from ssae.report.html import write_report
 from ssae.report.terminal import print_table
 from ssae.retrieve import ranking_quality, retrieve, retrieve_for

@@ -7,7 +7,7 @@ import numpy as np
 
 from ssae.activation.lanes import sample_rows
 from ssae.activation.rows import Rows
-from ssae.artifact import Artifact, build
+from ssae.artifact.store import Artifact, build
 from ssae.study import Study
 
 

@@ -10,14 +10,13 @@ import torch
 
 from ssae.activation.rows import PACKINGS, POLICIES
 from ssae.activation.source import Supply
-from ssae.arm import Arm
+from ssae.arm import Arm, Training
 from ssae.corpus.base import Corpus
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 from ssae.retriever.base import Retriever
 from ssae.sae.formats import FORMATS
 from ssae.settings import check_types
-from ssae.trainer import check_options
-from ssae.training import Training
+from ssae.training.trainer import check_options
 
 log = logging.getLogger(__name__)
 

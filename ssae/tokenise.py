@@ -13,9 +13,9 @@ import datasets
 import numpy as np
 
 from ssae.activation.rows import cut, separator_id
-from ssae.artifact import Artifact, build
-from ssae.language_model import LanguageModel
-from ssae.progress import progress_bar, token_rate
+from ssae.artifact.store import Artifact, build
+from ssae.language_model.frozen import LanguageModel
+from ssae.process.progress import progress_bar, token_rate
 from ssae.study import Study
 
 log = logging.getLogger(__name__)

@@ -20,17 +20,17 @@ from safetensors.torch import save_file
 
 from ssae.activation.datamodule import ActivationDataModule
 from ssae.activation.reader import Activations
-from ssae.artifact import Artifact, build, locate
-from ssae.checkpoints import Checkpoints
+from ssae.artifact.store import Artifact, build, locate
+from ssae.artifact.together import build_together
+from ssae.dead_latents.resample import resampler
 from ssae.harvest import harvest_for
-from ssae.initialise import extra_sae, initial_sae, steering
-from ssae.lit_sae import LitSAE
-from ssae.resample import resampler
+from ssae.process.signals import Interrupted, StopRequest, unwrapped_interrupts
 from ssae.sae import files
-from ssae.signals import Interrupted, StopRequest, unwrapped_interrupts
 from ssae.study import Study
-from ssae.together import build_together
-from ssae.trainer import SPEED_ONLY, make_trainer
+from ssae.training.checkpoints import Checkpoints
+from ssae.training.initialise import extra_sae, initial_sae, steering
+from ssae.training.lit_sae import LitSAE
+from ssae.training.trainer import SPEED_ONLY, make_trainer
 
 log = logging.getLogger(__name__)
 

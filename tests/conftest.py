@@ -31,10 +31,10 @@ from ssae.activation.reader import Activations
 from ssae.activation.rows import Rows
 from ssae.activation.shards import Tokens, write_statistics
 from ssae.activation.writer import ShardWriter
-from ssae.arm import Arm
-from ssae.artifact import build
+from ssae.arm import Arm, Training
+from ssae.artifact.store import build
 from ssae.corpus.files import Files
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 from ssae.objective.erm import ERM
 from ssae.retriever.random import Random
 from ssae.sae.base import SparseAutoencoder
@@ -46,7 +46,6 @@ from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 from ssae.study import Export, Study
 from ssae.tokenise import tokenise
-from ssae.training import Training
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from torch.distributed.tensor import DTensor
 
-from ssae.ranks import rank
+from ssae.process.ranks import rank
 from ssae.study import Study
 from ssae.train import train
 

@@ -16,10 +16,10 @@ from ssae.activation.reader import Activations
 from ssae.activation.rows import Rows
 from ssae.activation.shards import Tokens
 from ssae.activation.writer import ShardWriter
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 from ssae.corpus.base import load_splits
 from ssae.harvest import check_model, harvest, harvest_all, harvest_for
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 from ssae.study import Study
 from ssae.tokenise import tokenise
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning
 import pytest
 
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 from ssae.harvest import check_model, harvest_all
 from ssae.study import Study
 

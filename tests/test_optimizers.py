@@ -12,10 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 from ssae.activation.datamodule import ActivationDataModule, Shards, ShardSource
 from ssae.activation.order import WindowOrder
 from ssae.cli import CONF, study_of
-from ssae.lit_sae import LitSAE
 from ssae.objective.erm import ERM
 from ssae.sae.jumprelu import JumpReLUSAE
 from ssae.sae.jvp import token_losses
+from ssae.training.lit_sae import LitSAE
 
 LR, THRESHOLD_LR, NUM_STEPS = 1e-2, 4e-2, 12
 FACTORS = [min(1, (step + 1) / 3, (NUM_STEPS - step) / 3) for step in range(NUM_STEPS)]

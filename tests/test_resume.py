@@ -229,7 +229,7 @@ def test_a_run_lost_after_its_last_step_only_has_to_be_written(make, tmp_path, m
     study, steps = make(tmp_path / "parts", "topk"), KeepLast(tmp_path / "parts.ckpt")
     harvest_for(study, "first")
     with monkeypatch.context() as patch:
-        patch.setattr("ssae.together.seal", lambda *_: fail("in the very end"))
+        patch.setattr("ssae.artifact.together.seal", lambda *_: fail("in the very end"))
         with pytest.raises(RuntimeError, match="in the very end"):
             run(study, steps, 0)
     assert len(steps.steps) == STEPS

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import ssae
 from ssae.activation.reader import Activations
 from ssae.activation.stream import Stream
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 from ssae.harvest import harvest, harvest_for
 from ssae.retrieve import retrieve_for
 from ssae.study import Study

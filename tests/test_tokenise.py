@@ -10,8 +10,8 @@ import torch
 
 import ssae.tokenise as module
 from ssae.activation.rows import Rows
-from ssae.artifact import Artifact, build
-from ssae.language_model import LanguageModel
+from ssae.artifact.store import Artifact, build
+from ssae.language_model.frozen import LanguageModel
 from ssae.tokenise import encode, tokenise
 
 TEXTS = ["the mean of a sample", "", "größe ≠ 0\n\ttab", "a normal distribution " * 20, "x"]

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 import ssae
 from ssae.activation.datamodule import ShardSource
 from ssae.activation.reader import Activations
-from ssae.artifact import Artifact
-from ssae.checkpoints import newest
+from ssae.artifact.store import Artifact
 from ssae.harvest import harvest_for
 from ssae.objective.term import TERM
 from ssae.retrieve import retrieve_for
 from ssae.sae.topk import TopKSAE
 from ssae.study import Study
 from ssae.train import train
+from ssae.training.checkpoints import newest
 
 BATCH = 64
 

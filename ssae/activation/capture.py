@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssae.activation.rows import Batch
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 
 
 def capture_text(lm: LanguageModel, batch: Batch, hookpoints: Sequence[str]) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from ssae.activation.capture import capture_text, origins
 from ssae.activation.plan import Shard, places_of
 from ssae.activation.rows import Rows, batches_of
 from ssae.activation.writer import ShardWriter
-from ssae.language_model import LanguageModel
-from ssae.progress import token_rate
+from ssae.language_model.frozen import LanguageModel
+from ssae.process.progress import token_rate
 
 
 class Work(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssae.activation.capture import capture_text
 from ssae.activation.rows import Rows, batches_of
 from ssae.activation.shards import shard_bytes
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 
 log = logging.getLogger(__name__)
 

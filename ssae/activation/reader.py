@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ssae.activation.order import in_order
 from ssae.activation.shards import Checksum, Tokens, header, shard_bytes, shard_name
-from ssae.artifact import Artifact
-from ssae.manifest import is_as_written
+from ssae.artifact.manifest import is_as_written
+from ssae.artifact.store import Artifact
 
 OPEN_SHARDS = 256
 """Files open at a time: a process may have 1024."""

@@ -23,7 +23,7 @@ from ssae.activation.plan import places_of
 from ssae.activation.rows import Rows, batches_of
 from ssae.activation.shards import Tokens
 from ssae.activation.worker import Worker
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 
 
 class Slot:

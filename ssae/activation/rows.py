@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 
 POLICIES = ("row", "document", "none")
 PACKINGS = ("packed", "documents")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssae.activation.reader import Activations
 from ssae.activation.shards import Tokens
-from ssae.ranks import world_size
+from ssae.process.ranks import world_size
 
 log = logging.getLogger(__name__)
 

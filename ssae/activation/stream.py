@@ -20,7 +20,7 @@ from ssae.activation.shards import Tokens
 from ssae.activation.source import Source, Supply
 from ssae.activation.worker import Background, InTurn, Worker
 from ssae.harvest import check_model
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 from ssae.retrieve import retrieve_for
 from ssae.settings import check_types
 from ssae.tokenise import tokenise

@@ -18,7 +18,7 @@ from ssae.activation.shards import (
     shard_name,
     write_finished,
 )
-from ssae.manifest import sync
+from ssae.artifact.manifest import sync
 
 CHUNK_BYTES = 2**23
 """Written and hashed at a time."""

@@ -4,7 +4,7 @@ import argparse
 import logging
 import warnings
 
-from ssae.allocator import tune_allocator
+from ssae.process.allocator import tune_allocator
 
 tune_allocator()  # before the import that starts torch
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssae.activation.rows import cut
 from ssae.bench.ours import Step, make
-from ssae.language_model import LanguageModel
+from ssae.language_model.frozen import LanguageModel
 from ssae.sae import scores, screen
 
 MODULES = (

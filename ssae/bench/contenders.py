@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssae.allocator import tune_allocator
+from ssae.process.allocator import tune_allocator
 
 tune_allocator()
 

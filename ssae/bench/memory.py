@@ -14,7 +14,7 @@ from ssae.activation.datamodule import Shards, ShardSource
 from ssae.activation.reader import Activations
 from ssae.activation.shards import write_statistics
 from ssae.activation.writer import ShardWriter
-from ssae.artifact import Artifact, build
+from ssae.artifact.store import Artifact, build
 
 WIDTH, SHARD_TOKENS, WINDOW_TOKENS, BATCH = 192, 2**16, 2**17, 1024
 

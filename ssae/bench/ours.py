@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssae.lit_sae import LitSAE
 from ssae.objective.base import Objective
 from ssae.objective.erm import ERM
 from ssae.sae.base import SparseAutoencoder
@@ -18,6 +17,7 @@ from ssae.sae.relu import ReLUSAE
 from ssae.sae.scores import fast_dtype
 from ssae.sae.screen import kth_largest
 from ssae.sae.topk import TopKSAE
+from ssae.training.lit_sae import LitSAE
 
 
 class Step:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from ssae.artifact import Artifact, build
+from ssae.artifact.store import Artifact, build
 
 log = logging.getLogger(__name__)
 

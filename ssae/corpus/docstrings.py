@@ -14,9 +14,9 @@ from typing import Any
 import joblib
 from rich.progress import track
 
+from ssae.artifact.manifest import file_sha256
 from ssae.corpus.ast_docstrings import docstrings_of_files, package_files
 from ssae.corpus.base import Corpus, Document, share_of_hash
-from ssae.manifest import file_sha256
 
 # Where the import name is not the distribution's (asking importlib for the map takes seconds).
 DISTRIBUTIONS = {

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ssae.artifact.manifest import file_sha256
 from ssae.corpus.base import Corpus, Document, Splits, fingerprint, share_of_hash
 from ssae.corpus.text_files import find_files, read_file
-from ssae.manifest import file_sha256
 
 
 def _path(**arguments: Any) -> Any:

@@ -12,8 +12,8 @@ import datasets
 from huggingface_hub import HfApi
 from rich.progress import track
 
+from ssae.artifact.manifest import file_sha256
 from ssae.corpus.base import Corpus, Document, Splits
-from ssae.manifest import file_sha256
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

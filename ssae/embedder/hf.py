@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
 
 from ssae.embedder.base import Embedder, Embeddings
-from ssae.progress import progress_bar
+from ssae.process.progress import progress_bar
 
 log = logging.getLogger(__name__)
 

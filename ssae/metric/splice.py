@@ -11,7 +11,7 @@ from torch import Tensor
 from ssae.activation.rows import Rows, batches_of
 from ssae.metric.frequency import BANDS, Frequency, rank_bins
 from ssae.metric.sums import DocumentBandSums
-from ssae.progress import progress_bar, token_rate
+from ssae.process.progress import progress_bar, token_rate
 from ssae.sae.base import SAEOutput, SparseAutoencoder
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssae.objective.base import Objective
-from ssae.ranks import all_reduce
+from ssae.process.ranks import all_reduce
 
 # Below this |tilt| * range(losses), R is its Taylor expansion: the logarithm would cancel.
 SMALL = 1e-4

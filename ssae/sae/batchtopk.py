@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssae.ranks import all_reduce, world_size
+from ssae.process.ranks import all_reduce, world_size
 from ssae.sae import screen
 from ssae.sae.base import Choice, SAEOutput, SparseAutoencoder
 from ssae.sae.checks import check_whole

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssae.manifest import file_sha256
+from ssae.artifact.manifest import file_sha256
 from ssae.sae.base import SparseAutoencoder
 from ssae.sae.formats import FORMATS, native
 from ssae.sae.formats.content import Content, build, weights_of

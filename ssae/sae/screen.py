@@ -12,7 +12,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ssae.ranks import all_reduce, world_size
+from ssae.process.ranks import all_reduce, world_size
 from ssae.sae.products import sampled_product
 from ssae.sae.scores import (
     chunks,

@@ -168,7 +168,7 @@ import sys
 from pathlib import Path
 from ssae.activation.datamodule import Shards, ShardSource
 from ssae.activation.reader import Activations
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

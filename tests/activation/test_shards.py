@@ -18,7 +18,7 @@ from ssae.activation import reader
 from ssae.activation.reader import Activations
 from ssae.activation.shards import Checksum, Tokens, is_intact, read_finished, shard_bytes
 from ssae.activation.writer import ShardWriter
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 
 
 def origins(tokens: Tokens) -> torch.Tensor:
@@ -317,7 +317,7 @@ from pathlib import Path
 import torch
 from ssae.activation import reader
 from ssae.activation.reader import Activations
-from ssae.artifact import Artifact
+from ssae.artifact.store import Artifact
 
 def resident():
     return 4 * int(Path("/proc/self/statm").read_text().split()[1])

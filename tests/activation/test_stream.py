@@ -436,7 +436,7 @@ def test_settings_that_make_no_stream_are_refused(settings, rule):
 def test_on_a_gpu_the_thread_never_hands_over_half_written_windows(
     packed, neox_folder, make_source
 ):
-    from ssae.language_model import LanguageModel
+    from ssae.language_model.frozen import LanguageModel
 
     lm = LanguageModel(str(neox_folder), device="cuda")
     steps = range(3 * packed.num_tokens // BATCH)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssae.artifact import content_hash
+from ssae.artifact.store import content_hash
 from ssae.corpus.base import load_splits
 from ssae.corpus.files import Files
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from ssae.artifact import content_hash
+from ssae.artifact.store import content_hash
 from ssae.corpus import hub
 from ssae.corpus.base import load_splits
 from ssae.corpus.hub import Hub

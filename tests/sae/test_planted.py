@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ssae.activation.shards import Tokens
-from ssae.lit_sae import LitSAE
 from ssae.objective.erm import ERM
 from ssae.sae.base import SparseAutoencoder
 from ssae.sae.batchtopk import BatchTopKSAE
@@ -16,6 +15,7 @@ from ssae.sae.jumprelu import JumpReLUSAE
 from ssae.sae.matryoshka import MatryoshkaSAE
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
+from ssae.training.lit_sae import LitSAE
 
 D_IN, NUM_CONCEPTS, ACTIVE = 32, 64, 3
 BATCH, NUM_STEPS = 256, 1000

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import ssae
-from ssae.lit_sae import LitSAE
 from ssae.objective.erm import ERM
 from ssae.sae.residual import ResidualSAE
+from ssae.training.lit_sae import LitSAE
 
 KINDS = ["relu", "gated", "topk", "batchtopk", "jumprelu", "matryoshka"]
 EXTRA = 16

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from ssae.activation.reader import Activations
-from ssae.artifact import Artifact, check
-from ssae.checkpoints import newest
+from ssae.artifact.store import Artifact, check
 from ssae.harvest import harvest_for
 from ssae.train import train
+from ssae.training.checkpoints import newest
 
 pytestmark = pytest.mark.stress
 

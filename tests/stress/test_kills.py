@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ssae.checkpoints import newest
+from ssae.training.checkpoints import newest
 
 pytestmark = pytest.mark.stress
 

@@ -1,0 +1,246 @@
+"""LitSAE: an SAE, its objective, its optimiser and what is logged, as one LightningModule."""
+
+import functools
+import inspect
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+
+from ssae.activation.shards import Tokens
+from ssae.dead_latents.resample import Resampler
+from ssae.dead_latents.silence import DeadLatents
+from ssae.objective.base import Objective
+from ssae.process.ranks import all_reduce, world_size
+from ssae.sae.base import SAEOutput, SparseAutoencoder
+from ssae.sae.scores import fast_dtype
+from ssae.training import divergence
+from ssae.training.fsdp import can_fuse, check_dtypes, gathered, share_out
+
+
+class LitSAE(L.LightningModule):
+    """One training step: forward, objective, log.
+
+        x      = input_scale * activations           mean norm sqrt(d_in)
+        loss_i = (error_i + penalty_i) / variance   error_i = ||x_i - recon_i||^2 for most SAEs
+        loss   = objective(loss) + auxk_coefficient * auxk
+
+    The SAE learns on scaled activations so that one learning rate serves every model;
+    `finished_sae` folds the scale back into its biases.
+
+    Args:
+        sae: an SAE of unscaled activations.
+        objective: reduces per-token losses.
+        optimizer: partial that takes parameters and lr.
+        lr: peak learning rate.
+        warmup_steps: linear rise.
+        decay_share: linear fall to 0 over this share of `num_steps`, at the end.
+        num_steps: length of the run.
+        mean_norm: E||activation||.
+        variance: E||activation - mean||^2.
+        dead_after_tokens: silence that counts as death.
+        sparsity_warmup_steps: the penalty rises linearly from 0 over these steps.
+        screening: precision in which active latents are searched (sae/screen.py).
+        resampler: starts dead latents anew; None: auxk alone revives them.
+    """
+
+    num_resampled: Tensor
+    """() int64: latents, since the last log."""
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        objective: Objective,
+        *,
+        optimizer: functools.partial[Any],
+        lr: float,
+        warmup_steps: int,
+        decay_share: float,
+        num_steps: int,
+        mean_norm: float,
+        variance: float,
+        dead_after_tokens: int,
+        sparsity_warmup_steps: int,
+        screening: str,
+        resampler: Resampler | None = None,
+    ) -> None:
+        super().__init__()
+        self.sae, self.objective, self.optimizer, self.lr = sae, objective, optimizer, lr
+        self.warmup_steps, self.num_steps = warmup_steps, num_steps
+        self.sparsity_warmup_steps, self.screening = sparsity_warmup_steps, screening
+        self.decay_steps = max(1, round(decay_share * num_steps))
+        self.input_scale = sae.d_in**0.5 / mean_norm
+        self.variance = variance * self.input_scale**2
+        self.dead_latents = DeadLatents(sae.d_sae, dead_after_tokens, sae.num_frozen)
+        self.resampler = resampler
+        self.register_buffer("num_resampled", torch.zeros((), dtype=torch.int64))
+        sae.rescale_input(self.input_scale)
+        self._last_log = 0, time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Share the weights out over the ranks, under a strategy that wants it (fsdp.py)."""
+        if self.device_mesh is not None:
+            share_out(self.sae, self.device_mesh)
+
+    def training_step(self, batch: Tokens, step: int) -> Tensor:
+        """Return the loss of one batch."""
+        x = self.input_scale * batch.activations.to(self.sae.b_dec.dtype)
+        self._resample(x)
+        loss, out, logged = self.loss(x)
+        self._log(loss.detach(), x, out, logged)
+        return loss
+
+    def loss(self, x: Tensor) -> tuple[Tensor, SAEOutput, dict[str, Tensor]]:
+        """Return (loss, output, what to log), and count who fired.
+
+        Args:
+            x: (n, d_in), scaled.
+
+        Raises:
+            ValueError: the loss is not finite, on this rank or another.
+        """
+        out = self.sae(x)
+        losses = self._losses(x, out) / self.variance
+        loss, logged = self.objective(losses)
+        is_dead = self.dead_latents.dead  # before this batch
+        has_failed = self.dead_latents.update(out.latents, ~torch.isfinite(loss.detach()))
+        # The one host-device sync of a step; without it every latent would pay for the dead ones.
+        # A loss that is not finite makes it longer than there are latents.
+        dead = torch.cat([is_dead, has_failed.expand(len(is_dead) + 1)]).nonzero()[:, 0]
+        if len(dead) > len(is_dead):
+            raise divergence.of_batch(x, losses, self.global_step, self.lr, self._where)
+        logged["dead"] = dead.new_tensor(len(dead))
+        if self.sae.auxk_coefficient > 0 and len(dead):
+            auxk = self._auxk(x, out, dead)
+            loss = loss + self.sae.auxk_coefficient * auxk
+            logged["auxk"] = auxk.detach()
+        self.sae.update_statistics(out)
+        return loss, out, logged
+
+    def _losses(self, x: Tensor, out: SAEOutput) -> Tensor:
+        """Return the loss (n,) of each token, in units of x squared."""
+        penalty = self.sae.penalty(out)
+        errors = self.sae.errors(x, out)
+        if penalty is None:
+            return errors
+        # The steps of a rise from 0: with a full penalty from the start latents die in heaps.
+        rise = min(1.0, (self.global_step + 1) / max(1, self.sparsity_warmup_steps))
+        return errors + rise * penalty
+
+    def _resample(self, x: Tensor) -> None:
+        if self.resampler is None or not self.resampler.is_due(self.global_step):
+            return
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        step, dead_latents = self.global_step, self.dead_latents
+        self.num_resampled += self.resampler.resample(self.sae, optimizer, x, dead_latents, step)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser with linear warm-up and decay."""
+        # One pass over the weights instead of ten, where there is such a version.
+        able = "fused" in inspect.signature(self.optimizer.func).parameters
+        able = able and can_fuse(self.sae, self.optimizer.func)
+        if self._trainer is not None and self._trainer.gradient_clip_val:
+            # A fused step unscales the gradients itself, after they have been clipped.
+            able = able and not isinstance(self._trainer.precision_plugin, MixedPrecision)
+        fused = {"fused": True} if able and "fused" not in self.optimizer.keywords else {}
+        optimizer = self.optimizer(self.sae.parameter_groups(self.lr), lr=self.lr, **fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_fit_start(self) -> None:
+        """Refuse weights that the strategy cannot train."""
+        check_dtypes(self.sae)
+
+    def on_train_start(self) -> None:
+        """Start the clock of tokens_per_second."""
+        if self.screening == "auto":
+            self.sae.screen_dtype = fast_dtype(self.device)
+        self._last_log = self.global_step, time.perf_counter()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the update of W_dec on the unit spheres."""
+        self.sae.remove_parallel_gradient()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and return the decoder directions to norm 1.
+
+        Not in on_train_batch_end: checkpoints are written before it.
+        """
+        super().optimizer_step(*args, **kwargs)
+        self.sae.normalise_decoder()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to replace a good checkpoint by a diverged one."""
+        divergence.check_weights(self.sae, self.global_step, self.lr)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Become float64 before float64 is loaded: Lightning does so only afterwards."""
+        if self.sae.b_dec.dtype != torch.float64 and any(
+            tensor.dtype == torch.float64 for tensor in checkpoint["state_dict"].values()
+        ):
+            self.double()
+
+    def finished_sae(self) -> SparseAutoencoder:
+        """Return the SAE for unscaled activations; training must not go on afterwards.
+
+        Every rank must call.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        divergence.check_weights(self.sae, self.global_step, self.lr)
+        self.sae.rescale_input(1 / self.input_scale)
+        self.sae.screen_dtype = None  # exact from now on
+        return gathered(self.sae).cpu().eval()
+
+    def _where(self, row: int) -> str:
+        """Return which token a row of this rank's batch is."""
+        data: Any = None if self._trainer is None else self._trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return f"row {row} of the batch" if data is None else data.where(self.global_step, row)
+
+    def _auxk(self, x: Tensor, out: SAEOutput, dead: Tensor) -> Tensor:
+        """Return auxk = sum ||r - z_aux W_dec||^2 / sum ||r||^2, both over the global batch."""
+        residual = x - out.recon.detach()
+        errors = self.sae.auxk_errors(x, residual, dead)
+        scale = all_reduce(residual.square().sum()) / (len(residual) * world_size())
+        return errors.mean() / scale.clamp_min(1e-12)
+
+    def _lr_factor(self, step: int) -> float:
+        rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        fall = (self.num_steps - step) / self.decay_steps
+        return max(0.0, min(1.0, rise, fall))
+
+    def _log(self, loss: Tensor, x: Tensor, out: SAEOutput, logged: dict[str, Tensor]) -> None:
+        # Reading values back costs a device sync: only do it at the steps that the logger takes.
+        steps = self.global_step + 1
+        if steps % self.trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        now = time.perf_counter()
+        num_tokens = (steps - self._last_log[0]) * len(x) * self.trainer.world_size
+        rate = num_tokens / (now - self._last_log[1])
+        self._last_log = steps, now
+        values = {
+            "loss": loss,
+            "fvu": (x - out.recon.detach()).square().sum() / len(x) / self.variance,
+            "l0": out.latents.num_active().float().mean(),
+            **logged,
+        }
+        if self.resampler is not None:
+            values["resampled"] = self.num_resampled
+        local = torch.stack([value.detach().float() for value in values.values()])
+        means = (all_reduce(local) / world_size()).tolist()
+        row = dict(zip(values, means, strict=True)) | {"tokens_per_second": rate}
+        self.num_resampled.zero_()
+        # Not through self.log, which comes to the loggers after a checkpoint of this step.
+        for logger in self.trainer.loggers:
+            logger.log_metrics({f"train/{k}": v for k, v in row.items()}, step=self.global_step)
+            logger.save()
+        shown = {"fvu": row["fvu"], "l0": row["l0"], "dead": row["dead"], "tokens/s": rate}
+        self.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True)

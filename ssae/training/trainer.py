@@ -1,0 +1,124 @@
+"""The Lightning Trainer of a training run, and which of its options are the run's own."""
+
+import functools
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from ssae.process.signals import disarm
+
+if TYPE_CHECKING:
+    from ssae.study import Study
+
+# Options that decide how fast the same weights appear, and what is seen meanwhile.
+SPEED_ONLY = {
+    "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "callbacks",
+    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler", "benchmark",
+}  # fmt: skip
+
+LENGTH = (
+    "a run is as long as its arm says; set generalist.num_tokens=..., specialist.num_tokens=...; "
+    "to end it early send SIGTERM, it continues when the same command is given again"
+)
+REFUSED = {
+    "accumulate_grad_batches": "the k of a step, TERM's normaliser and the counts of dead latents "
+    "are those of one batch; set training.batch_size_tokens, memory does not grow with "
+    "batch_size_tokens x d_sae",
+    **dict.fromkeys(
+        ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs", "limit_train_batches",
+         "overfit_batches", "fast_dev_run", "barebones"),
+        LENGTH,
+    ),
+    "reload_dataloaders_every_n_epochs": "batches are a function of the step",
+    "use_distributed_sampler": "each rank reads its own part of every batch already",
+    "logger": "set logger=csv, logger=wandb or logger=none",
+    "default_root_dir": "set artifacts=<folder>",
+    "enable_checkpointing": "set training.checkpoint_every_steps",
+}  # fmt: skip
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `trainer.*` that would be overruled, or would end a run before its end.
+
+    Raises:
+        ValueError: names the first, and what to set instead.
+    """
+    defaults = {k: v.default for k, v in inspect.signature(L.Trainer).parameters.items()}
+    defaults["enable_checkpointing"] = True  # what its None means
+    for name, reason in REFUSED.items():
+        value = options.get(name)
+        if value is not None and value != defaults[name]:
+            raise ValueError(f"trainer.{name}={value!r} cannot be had: {reason}")
+
+
+def make_trainer(
+    study: "Study", arm_name: str, num_steps: int, callbacks: Sequence[L.Callback]
+) -> L.Trainer:
+    """Return the Trainer of a run of `num_steps` steps."""
+    options = study.trainer.keywords
+    strategy = options.get("strategy", "auto")
+    if isinstance(strategy, functools.partial):
+        strategy = strategy()  # an object serves one Trainer only
+    logger = None
+    if study.logger is not None:
+        logger = study.logger(save_dir=study.run_dir / "logs", name=arm_name)
+    own = [*options.get("callbacks", []), *callbacks]
+    if options.get("enable_progress_bar", True):
+        # In a file, where a line cannot be written over, twenty lines do.
+        rate = 1 if sys.stderr.isatty() else max(1, num_steps // 20)
+        own.append(_ProgressBar(arm_name, num_steps, rate))
+    trainer = study.trainer(
+        strategy=strategy,
+        max_steps=num_steps,
+        max_epochs=1,  # to Lightning; the order of batches knows the real ones
+        callbacks=own,
+        logger=logger or False,
+        default_root_dir=study.run_dir,  # a profiler writes there
+        use_distributed_sampler=False,  # the datamodule knows its rank
+        enable_model_summary=False,
+    )
+    disarm(trainer)
+    return trainer
+
+
+class _ProgressBar(TQDMProgressBar):
+    """Lightning's, on one line: named after the arm, without the logger's version number.
+
+    A run that continues begins at the step it has reached, so that rates are those of new steps.
+    """
+
+    def __init__(self, arm_name: str, num_steps: int, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self.arm_name, self.num_steps = arm_name, num_steps
+
+    def on_train_start(self, *args: Any) -> None:
+        """Begin where the run begins; one that continues is inside of an epoch, to Lightning."""
+        super().on_train_start(*args)
+        self._begin(args[0])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Keep what Lightning sets anew at the start of an epoch."""
+        super().on_train_epoch_start(trainer, *args)
+        self._begin(trainer)
+
+    def _begin(self, trainer: L.Trainer) -> None:
+        bar = self.train_progress_bar
+        bar.reset(self.num_steps)
+        bar.initial = bar.n = trainer.global_step
+        bar.set_description(self.arm_name)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the line to what is said of the error."""
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
