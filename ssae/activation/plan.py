@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MARGIN_BYTES = 2**26
 """Free space beyond the shards: statistics, manifest, and what others write meanwhile."""
+PROBE_SHARE = 0.01
+"""Of the tokens to be made: the most that measuring the language model's speed may read."""
 
 
 class Shard(NamedTuple):
@@ -86,7 +88,7 @@ def announce(
 ) -> dict[str, Width]:
     """Log tokens, bytes and time of what is missing; return what each hookpoint gives.
 
-    Tokens and bytes are exact, the time is that of one batch.
+    Tokens and bytes are exact; the time is that of a batch, of at most PROBE_SHARE of the harvest.
 
     Args:
         lm: the language model.
@@ -100,7 +102,10 @@ def announce(
     Raises:
         ValueError: the disk cannot hold it.
     """
-    row_ids = batches_of(rows, shards[0].row_ids, batch_tokens)[-1]
+    to_make = set().union(*missing.values())
+    num_tokens = sum(shards[number].num_tokens for number in to_make)
+    probe_tokens = min(batch_tokens, int(PROBE_SHARE * num_tokens))
+    row_ids = batches_of(rows, shards[0].row_ids, probe_tokens)[-1]
     capture_text(lm, rows.batch(row_ids[:1]), list(folders))  # starts what starts only once
     batch = rows.batch(row_ids)
     start = time.perf_counter()
@@ -115,8 +120,6 @@ def announce(
             path.unlink()
         for number in missing[name]:
             num_bytes += shard_bytes(shards[number].num_tokens, *widths[name])
-    to_make = set().union(*missing.values())
-    num_tokens = sum(shards[number].num_tokens for number in to_make)
     log.info(
         "harvest: %s tokens in %d shard%s at %s, %.2f GB; roughly %s at %s tokens/s%s",
         f"{num_tokens:,}", len(to_make), "s" * (len(to_make) != 1), ", ".join(folders),
