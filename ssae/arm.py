@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import torch
+
 from ssae.objective.base import Objective
 from ssae.retriever.base import Retriever
 from ssae.settings import check_types
@@ -23,8 +25,8 @@ class Arm:
         init_from: where the weights start: null (fresh), the name of another arm, or a saved SAE.
         start: what becomes of the SAE of `init_from`. fine_tune: all of it is trained on. recycle:
             likewise, after latents that never fire on the arm's activations are started anew
-            (recycle.py). residual: it is frozen, extra latents learn what it leaves over
-            (sae/residual.py).
+            (dead_latents/recycle.py). residual: it is frozen, extra latents learn what it leaves
+            over (sae/residual.py).
         objective: how the losses of tokens become one number.
         num_tokens: tokens trained on; more than the budget means several epochs, 0 takes the SAE of
             `init_from` as it is.
@@ -42,9 +44,15 @@ class Arm:
     def __post_init__(self) -> None:
         check_types(self)
         if self.budget_tokens < 1:
-            raise ValueError(f"budget_tokens must be at least 1, got {self.budget_tokens}")
+            raise ValueError(
+                f"budget_tokens must be at least 1, got {self.budget_tokens}; set budget_tokens of "
+                "that arm, e.g. specialist.budget_tokens=100_000"
+            )
         if self.num_tokens < 0:
-            raise ValueError(f"num_tokens must not be negative, got {self.num_tokens}")
+            raise ValueError(
+                f"num_tokens must not be negative, got {self.num_tokens}; set num_tokens of that "
+                "arm, e.g. specialist.num_tokens=400_000"
+            )
         if self.num_tokens == 0 and self.init_from is None:
             raise ValueError(
                 "an arm with num_tokens=0 needs init_from=<saved SAE>: it would be untrained"
@@ -80,7 +88,8 @@ class Training:
         optimizer: takes parameters and lr, e.g. a partial of torch.optim.Adam.
         initial_b_dec: of a fresh SAE: mean or geometric_median of the activations, or zeros.
         dead_after_tokens: a latent silent for more tokens than this is dead.
-        resample_every_steps: dead latents start anew so often (resample.py); null: never.
+        resample_every_steps: dead latents start anew so often (dead_latents/resample.py);
+            null: never.
         resample_share: over this share of the run, from its start, that they may settle.
         recycle_firing_rate: latents that fire on at most this share of an arm's tokens are recycled
             where start=recycle; 0: those that never fire.
@@ -110,6 +119,12 @@ class Training:
                 f"training.optimizer must be an optimiser's config, got {self.optimizer!r}; set "
                 "training.optimizer._target_=torch.optim.AdamW"
             )
+        try:
+            self.optimizer([torch.zeros(1, requires_grad=True)], lr=1e-3)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"training.optimizer cannot be made: {error}; see `ssae train --cfg job`"
+            ) from error
         for name, example in (
             ("batch_size_tokens", 1024),
             ("dead_after_tokens", 100_000),

@@ -168,7 +168,11 @@ def explain(error: BaseException) -> str:
         known = [name for name in _known_keys() if name != key.group(1)]
         import lightning
 
+        from ssae.training.trainer import REFUSED
+
         option = key.group(1).removeprefix("trainer.")
+        if option != key.group(1) and option in REFUSED:
+            return f"trainer.{option} cannot be had: {REFUSED[option]}"
         if option != key.group(1) and option in inspect.signature(lightning.Trainer).parameters:
             return f"trainer.{option} is not set so far: write +trainer.{option}=..."
         near = difflib.get_close_matches(key.group(1), known, n=3, cutoff=0.5)
@@ -221,7 +225,7 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen
-    # The order of batches is a function of the step: our loader resumes exactly (datamodule.py).
+    # Batches are a function of the step: our loader resumes exactly (activation/datamodule.py).
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
 

@@ -123,6 +123,8 @@ def write_shards(
     """
     shards = plan_shards(rows, study.shard_tokens)
     lm, batch_tokens, size = study.language_model, study.harvest_batch_tokens, trainer.world_size
+    # The ranks of a node share its cores, and nothing else that counts.
+    at_once = trainer.num_nodes if lm.device_used == "cpu" else size
     own = shards[trainer.global_rank :: size]
     missing_here = {
         name: [shard.number for shard in own if _is_missing(at, shard.number)]
@@ -136,7 +138,7 @@ def write_shards(
     of_ranks = from_all_ranks(missing_here)
     missing = {name: [n for of_rank in of_ranks for n in of_rank[name]] for name in folders}
     widths = from_rank_zero(
-        lambda: announce(lm, rows, shards, folders, missing, batch_tokens, size)
+        lambda: announce(lm, rows, shards, folders, missing, batch_tokens, at_once)
     )
     largest = max((shard.num_tokens for shard in own), default=0)
     writers = {

@@ -16,11 +16,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
-from safetensors.torch import save_file
 
+from ssae.activation.capture import NonFinite
 from ssae.activation.datamodule import ActivationDataModule
 from ssae.activation.reader import Activations
 from ssae.artifact.store import Artifact, build, locate
+from ssae.artifact.tensors import write_tensors
 from ssae.artifact.together import build_together
 from ssae.dead_latents.resample import resampler
 from ssae.harvest import harvest_for
@@ -130,7 +131,7 @@ def _train(
         }
         files.save(sae, folder, metadata=metadata)
         latents = {name: value.cpu() for name, value in lit.dead_latents.named_buffers()}
-        save_file(latents, folder / "latents.safetensors")
+        write_tensors(latents, folder / "latents.safetensors")
     made = {"arm": arm_name, "num_tokens": num_tokens, "seconds": round(seconds, 1)}
     num_recycled = int(lit.dead_latents.recycled.sum())
     return made | ({"num_recycled": num_recycled} if num_recycled else {})
@@ -147,6 +148,7 @@ def _fit(
 
     Raises:
         Interrupted: a signal came; the checkpoint is that of the last step.
+        NonFinite: an activation, a loss or a weight is not finite.
         ValueError: a callback ended the run, or nothing whole is left of its checkpoints.
     """
     last = checkpoints.newest()
@@ -154,7 +156,13 @@ def _fit(
         log.info("%s: continuing from %s", arm_name, last)
     start = time.perf_counter()
     with checkpoints.stop as stop, unwrapped_interrupts():
-        trainer.fit(lit, data, ckpt_path=last, weights_only=True)
+        try:
+            trainer.fit(lit, data, ckpt_path=last, weights_only=True)
+        except NonFinite as error:
+            reached = f"step {trainer.global_step} of {trainer.max_steps}"
+            raise NonFinite(
+                f"{arm_name}: {error}. Stopped at {reached}; {checkpoints.kept()}"
+            ) from error
     seconds = time.perf_counter() - start
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:

@@ -98,6 +98,13 @@ def test_an_unknown_override_names_the_nearest_key(fail: Run):
     assert "objective" in fail("train", "objektive=erm")
 
 
+def test_an_option_that_cannot_be_had_is_not_asked_for_again(fail: Run):
+    for plus in ("", "+"):
+        message = fail("train", f"{plus}trainer.accumulate_grad_batches=2")
+        assert "cannot be had" in message
+        assert "training.batch_size_tokens" in message
+
+
 def test_an_unknown_choice_lists_the_choices(fail: Run):
     message = fail("train", "sae=topkk")
     assert "relu" in message

@@ -112,6 +112,10 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ("shard_tokens=1e5", "shard_tokens must be a whole number, .*; set shard_tokens=100000$"),
         ("corpus.test_share=1", "test_share must lie strictly between"),
         ("objective.tilt=inf", "tilt must be finite"),
+        ("trainer.precision=foo", "Lightning refuses the options of trainer.*: .*foo"),
+        ("trainer.strategy=foo", "Lightning refuses the options of trainer.*: .*foo"),
+        ("+trainer.gradient_clip_val=abc", "Lightning refuses the options of trainer.*: .*abc"),
+        ("+training.optimizer.foo=1", "training.optimizer cannot be made: .*foo"),
         ("context_length=many", "context_length must be a whole number, got 'many'"),
     ],
 )
@@ -120,6 +124,13 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(
 ):
     with pytest.raises(Exception, match=rule):
         compose([override], tmp_path)
+
+
+def test_ranks_that_the_trainer_does_not_know_of_are_refused(tmp_path: Path, monkeypatch):
+    """Each would train the whole run by itself."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"2 ranks were started .* = 1: set trainer\.devices="):
+        compose([], tmp_path)
 
 
 def test_a_window_that_is_too_small_for_a_stream_is_refused_with_one_that_is_taken(tmp_path: Path):

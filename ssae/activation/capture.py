@@ -9,6 +9,10 @@ from ssae.activation.rows import Batch
 from ssae.language_model.frozen import LanguageModel
 
 
+class NonFinite(ValueError):
+    """An activation, a loss or a weight is not finite."""
+
+
 def capture_text(lm: LanguageModel, batch: Batch, hookpoints: Sequence[str]) -> dict[str, Tensor]:
     """Return {hookpoint: (num_text, d_in)} of the tokens of `batch.text`, in reading order.
 
@@ -35,11 +39,11 @@ def origins(batch: Batch) -> Tensor:
     return found
 
 
-def not_finite(hookpoint: str, origin: Tensor, dtype: torch.dtype) -> ValueError:
-    """Return the error of an activation that is not.
+def not_finite(where: str, origin: Tensor, dtype: torch.dtype) -> NonFinite:
+    """Return the error of an activation that is not finite.
 
     Args:
-        hookpoint: where.
+        where: hookpoint, and shard or window.
         origin: (3,) as in `origins`, of its token.
         dtype: of the activations.
     """
@@ -47,9 +51,10 @@ def not_finite(hookpoint: str, origin: Tensor, dtype: torch.dtype) -> ValueError
     remedy = "set language_model.dtype=float32"
     if dtype == torch.float32:
         remedy = "the model computes in float32 already: look for what is not finite in its weights"
-    return ValueError(
-        f"the language model gave a non-finite activation at {hookpoint} for document {document}, "
-        f"position {position} (token id {token_id}); {remedy}"
+    # Attention carries what is not finite along the row: the token at fault may be a later one.
+    return NonFinite(
+        f"the language model gave a non-finite activation at {where}, first in the row of document "
+        f"{document} at position {position} (token id {token_id}); {remedy}"
     )
 
 

@@ -84,7 +84,7 @@ def announce(
     folders: Mapping[str, Path],
     missing: Mapping[str, list[int]],
     batch_tokens: int,
-    num_ranks: int,
+    at_once: int,
 ) -> dict[str, Width]:
     """Log tokens, bytes and time of what is missing; return what each hookpoint gives.
 
@@ -97,7 +97,7 @@ def announce(
         folders: {hookpoint: where its shards go}; what killed processes left there is removed.
         missing: {hookpoint: the shards that are not there}.
         batch_tokens: of a forward pass.
-        num_ranks: that work at the same time.
+        at_once: ranks that work at the same time without slowing each other.
 
     Raises:
         ValueError: the disk cannot hold it.
@@ -113,14 +113,15 @@ def announce(
     widths = {name: Width(x.shape[1], x.dtype) for name, x in captured.items()}
     for x in captured.values():
         x[-1:].cpu()  # waits for a GPU
-    rate = num_ranks * int(batch.text.sum()) / (time.perf_counter() - start)
+    rate = at_once * int(batch.text.sum()) / (time.perf_counter() - start)
     num_bytes = 0
     for name, folder in folders.items():
         for path in folder.glob("*.unfinished"):
             path.unlink()
         for number in missing[name]:
             num_bytes += shard_bytes(shards[number].num_tokens, *widths[name])
-    log.info(
+    log_plan = log.info if to_make else log.debug
+    log_plan(
         "harvest: %s tokens in %d shard%s at %s, %.2f GB; roughly %s at %s tokens/s%s",
         f"{num_tokens:,}", len(to_make), "s" * (len(to_make) != 1), ", ".join(folders),
         num_bytes / 1e9, _time(num_tokens / rate), f"{rate:,.0f}",

@@ -82,13 +82,14 @@ class Writer:
             slot.put(places, x, origins(batch))
             finite.append(x.isfinite().all())
         if not torch.stack(finite).all():  # the one host-device sync of a window
-            self._refuse(slot.tokens(0, window.num_tokens))
+            self._refuse(slot.tokens(0, window.num_tokens), window)
         self.rows.forget()
 
-    def _refuse(self, tokens: Tokens) -> None:
+    def _refuse(self, tokens: Tokens, window: Window) -> None:
         row = int((~tokens.activations.isfinite()).any(1).nonzero()[0])
         origin = torch.stack([column[row] for column in tokens[1:]])
-        raise not_finite(self.hookpoint, origin, tokens.activations.dtype)
+        which = f"tokens {window.start:,} to {window.start + window.num_tokens:,} of its stream"
+        raise not_finite(f"{self.hookpoint}, {which}", origin, tokens.activations.dtype)
 
 
 class Lane:

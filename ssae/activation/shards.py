@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ssae.artifact.manifest import file_digest
+from ssae.artifact.tensors import write_tensors
 
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -181,7 +181,7 @@ def write_statistics(
     assert total is not None
     num_tokens = sum(shard_sizes)
     mean = total.x / num_tokens
-    save_file({"mean": mean, "token_counts": token_counts}, folder / "statistics.safetensors")
+    write_tensors({"mean": mean, "token_counts": token_counts}, folder / "statistics.safetensors")
     return {
         "num_tokens": num_tokens,
         "d_in": len(mean),

@@ -7,10 +7,9 @@
       DONE             sha256 of manifest.json, written last
 
 A directory gets its final name by one atomic rename after everything is on disk, so a directory
-that exists is complete. Work in progress is `<hash>.partial`; it is continued by the verbs that can
-(harvest, train) and rebuilt by the others, never trusted. A file lock lets one process build while
-others that need the same artifact wait; the operating system frees the lock of a process that dies.
-The ranks of one run make an artifact together: see together.py.
+that exists is complete. Work in progress is `<hash>.partial`; harvest and train continue it, others
+rebuild it, none trusts it. A file lock lets one process build while others that need the artifact
+wait; the operating system frees the lock of a process that dies. Ranks: see together.py.
 """
 
 import contextlib
@@ -247,4 +246,6 @@ def _versioned(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qualified_name(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
+    # Our own names are unique: a class that moves to another file leaves its artifacts valid.
+    module = "ssae" if thing.__module__.startswith("ssae.") else thing.__module__
+    return f"{module}.{thing.__qualname__}"

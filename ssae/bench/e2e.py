@@ -8,7 +8,7 @@ language model at the same hookpoint, and train as many tokens at equal width, k
 CPU. The clock starts when tokens and model are in memory and stops when the SAE is trained (ours:
 when the artifact is sealed). Contenders take turns, each run in a process of its own; the table
 shows medians. Peers run as their users run them; SSAE_ALLOCATOR=lent gives them what
-ssae/process/allocator.py does, too. Peers come with: pip install "ssae[peers]"
+ssae/process/allocator.py does, too. Peers come with: pip install -e ".[peers]"
 """
 
 import argparse

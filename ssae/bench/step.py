@@ -6,7 +6,7 @@
 All steps of a shape are measured in turn, round after round in one process, so that whatever else
 the machine does hits all of them; the table shows medians, and ratios to the floor: the encoder's
 matrix product alone, x @ W_enc in float32. Peers run as their own trainers do, in float32 and in
-their mixed precision. Install them with: pip install "ssae[peers]"
+their mixed precision. Install them with: pip install -e ".[peers]"
 """
 
 import argparse

@@ -100,8 +100,9 @@ def resolve(model: nn.Module, hookpoint: str, name: str) -> str:
     if hookpoint in called:
         return hookpoint
     near = difflib.get_close_matches(hookpoint, called, n=3, cutoff=0.5)
+    is_what = "is a list, which is never called," if hookpoint in lists else "is not a module"
     raise ValueError(
-        f"hookpoint {hookpoint!r} is not a module of {name}; "
+        f"hookpoint {hookpoint!r} {is_what} of {name}; "
         + (f"nearest: {', '.join(near)}; " if near else "")
         + (f"blocks: {blocks}.0 .. {blocks}.{lists[blocks] - 1}; " if blocks else "")
         + f"set hookpoint={near[0] if near else AUTO}"

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ssae.artifact.tensors import obey_umask
 from ssae.report import definitions, figures
 from ssae.report.contexts import latent_card, visible
 from ssae.report.table import (
@@ -67,10 +68,7 @@ def write_report(
             file.write(page)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; a report is for everyone whom the umask lets read.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        obey_umask(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

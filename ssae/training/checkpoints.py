@@ -73,6 +73,12 @@ class Checkpoints(Checkpoint):
         self._whole = [] if found is None else [found]
         return found
 
+    def kept(self) -> str:
+        """Say what a run that cannot go on leaves."""
+        if not self._whole:
+            return "it has no checkpoint yet"
+        return f"its last checkpoint is kept: {self._whole[-1]}"
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remove what an interrupted writer left."""
         trainer.strategy.checkpoint_io = _File()
@@ -135,8 +141,8 @@ class Checkpoints(Checkpoint):
             free = shutil.disk_usage(self.folder).free
             raise ValueError(
                 f"cannot write {path} ({file.num_bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB free): "
-                f"{error}; the checkpoint before it is kept. Make room, or copy {self.folder.name} "
-                "to a larger disk and set artifacts=<there>; then give the same command again"
+                f"{error}; {self.kept()}. Make room, or copy {self.folder.parents[1]} to a larger "
+                "disk and set artifacts=<the copy>; then give the same command again"
             ) from error
         kept = {*self._whole[-1:], path}
         for old in set(self.folder.glob("step=*.ckpt")) - kept:

@@ -5,15 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ssae.activation.capture import NonFinite
 from ssae.process.ranks import all_reduce
 from ssae.training.fsdp import own_rows
-
-KEPT = "Checkpoints from before, if there are any, are as they were."
 
 
 def of_batch(
     x: Tensor, losses: Tensor, step: int, lr: float, where: Callable[[int], str]
-) -> ValueError:
+) -> NonFinite:
     """Return the error for a batch whose loss is not finite, of this rank or of another.
 
     Args:
@@ -25,10 +24,9 @@ def of_batch(
     """
     broken = (~torch.isfinite(x).all(1)).nonzero()[:, 0].tolist()
     if broken:
-        return ValueError(
-            f"step {step}: the activations of {where(broken[0])} are not finite. {KEPT} "
-            "If language_model.dtype is float16, set "
-            "language_model.dtype=bfloat16"
+        return NonFinite(
+            f"step {step}: the activations of {where(broken[0])} are not finite; if "
+            "language_model.dtype is float16, set language_model.dtype=bfloat16"
         )
     broken = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
     found = "is not finite"
@@ -36,7 +34,7 @@ def of_batch(
         found = f"is {losses[broken[0]].item()}, that of {where(broken[0])}"
         if len(broken) > 1:
             found += f" and of {len(broken) - 1:,} others of {len(losses):,}"
-    return ValueError(f"step {step}: the loss {found}. {KEPT} {_remedy(lr)}")
+    return NonFinite(f"step {step}: the loss {found}; {_remedy(lr)}")
 
 
 @torch.no_grad()
@@ -44,15 +42,18 @@ def check_weights(sae: nn.Module, step: int, lr: float) -> None:
     """Refuse weights that are not finite; every rank must call.
 
     Raises:
-        ValueError: names the first.
+        NonFinite: names the first.
     """
     weights = dict(sae.named_parameters())
     bad = torch.stack([~torch.isfinite(own_rows(w)).all() for w in weights.values()])
     bad = all_reduce(bad.int())  # a rank may have some of the rows only
     for name, is_bad in zip(weights, bad.tolist(), strict=True):
         if is_bad:
-            raise ValueError(f"{name} holds non-finite values at step {step}. {KEPT} {_remedy(lr)}")
+            raise NonFinite(f"{name} holds non-finite values at step {step}; {_remedy(lr)}")
 
 
 def _remedy(lr: float) -> str:
-    return f"Try a smaller lr (now {lr}; generalist.lr, specialist.lr) or objective.tilt"
+    return (
+        f"try a smaller lr (now {lr}; generalist.lr, specialist.lr) or objective.tilt, which make "
+        "another run, from its first step"
+    )

@@ -2,11 +2,13 @@
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from ssae.process.signals import disarm
@@ -41,11 +43,15 @@ REFUSED = {
 }  # fmt: skip
 
 
+SILENT = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
+
+
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `trainer.*` that would be overruled, or would end a run before its end.
+    """Refuse options of `trainer.*` before the hours that come before training.
 
     Raises:
-        ValueError: names the first, and what to set instead.
+        ValueError: one would be overruled, or would end a run before its end (names what to set
+            instead), Lightning refuses one, or they are for other ranks than were started.
     """
     defaults = {k: v.default for k, v in inspect.signature(L.Trainer).parameters.items()}
     defaults["enable_checkpointing"] = True  # what its None means
@@ -53,6 +59,27 @@ def check_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and value != defaults[name]:
             raise ValueError(f"trainer.{name}={value!r} cannot be had: {reason}")
+    own = {"strategy": _strategy(options), "callbacks": [], "enable_progress_bar": False}
+    kept = {name: value for name, value in options.items() if name not in REFUSED}
+    try:
+        trainer = L.Trainer(**kept | own | SILENT)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Lightning refuses the options of trainer.*: {error}; see `ssae train --cfg job`"
+        ) from error
+    launched = int(os.environ.get("WORLD_SIZE", trainer.world_size))
+    if launched != trainer.world_size:
+        raise ValueError(
+            f"{launched} ranks were started for trainer.devices x trainer.num_nodes = "
+            f"{trainer.world_size}: set trainer.devices=<ranks on a node> and "
+            "trainer.num_nodes=<nodes>, or start as many"
+        )
+
+
+def _strategy(options: Mapping[str, Any]) -> Any:
+    strategy = options.get("strategy", "auto")
+    # An object serves one Trainer only.
+    return strategy() if isinstance(strategy, functools.partial) else strategy
 
 
 def make_trainer(
@@ -60,9 +87,6 @@ def make_trainer(
 ) -> L.Trainer:
     """Return the Trainer of a run of `num_steps` steps."""
     options = study.trainer.keywords
-    strategy = options.get("strategy", "auto")
-    if isinstance(strategy, functools.partial):
-        strategy = strategy()  # an object serves one Trainer only
     logger = None
     if study.logger is not None:
         logger = study.logger(save_dir=study.run_dir / "logs", name=arm_name)
@@ -72,7 +96,8 @@ def make_trainer(
         rate = 1 if sys.stderr.isatty() else max(1, num_steps // 20)
         own.append(_ProgressBar(arm_name, num_steps, rate))
     trainer = study.trainer(
-        strategy=strategy,
+        strategy=_strategy(options),
+        log_every_n_steps=min(options.get("log_every_n_steps", 50), num_steps),
         max_steps=num_steps,
         max_epochs=1,  # to Lightning; the order of batches knows the real ones
         callbacks=own,

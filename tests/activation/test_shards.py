@@ -98,7 +98,8 @@ def test_a_non_finite_activation_is_refused_by_its_document_and_position(
     writer = ShardWriter(tmp_path, "some.layer", 30, 4, torch.float32)
     writer.start(7, 1000, 30)
     writer.write(tokens.activations[10:], origins(tokens)[10:], slice(0, 30))
-    where = f"some.layer, shard 7 for document 2, position 3 (token id {tokens.token_ids[23]}); "
+    where = "some.layer, shard 7, first in the row of document 2 at position 3 "
+    where += f"(token id {tokens.token_ids[23]}); "
     expected = re.escape(where) + ".*float32 already"
     with pytest.raises(ValueError, match=expected):
         writer.finish()

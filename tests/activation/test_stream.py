@@ -1,5 +1,6 @@
 import gc
 import itertools
+import re
 import threading
 import time
 import types
@@ -359,7 +360,8 @@ def test_activations_that_are_not_finite_are_named(packed, neox, make_source, lm
                if torch.equal(packed.batch(np.array([r])).input_ids[0],
                               bad[0][int(text.nonzero()[7][0])]))  # fmt: skip
     document = int(packed.batch(np.array([row])).document_ids[0, position])
-    assert f"document {document}," in str(error.value)
+    assert f"document {document} at" in str(error.value)
+    assert re.search(r"layers\.1, tokens [\d,]+ to [\d,]+ of its stream", str(error.value))
 
 
 def test_lanes_that_do_not_divide_a_batch_or_the_ranks_or_exceed_the_rows_are_refused(

@@ -1,3 +1,5 @@
+import ast
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -59,6 +61,20 @@ def test_a_description_names_classes_functions_and_artifacts(tmp_path: Path):
     assert described["f"] == {"_target_": f"{__name__}.some_function", "y": 2}
     assert described["a"] == "h"
     assert described["list"] == [1, None, True, "x"]
+
+
+def test_names_of_ssae_say_nothing_of_files_and_are_unique():
+    """A class that moves leaves its artifacts valid; two of one name would share theirs."""
+    assert describe(functools.partial(content_hash, y=2))["_target_"] == "ssae.content_hash"
+    names = [
+        node.name
+        for path in (REPOSITORY / "ssae").rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    counts = collections.Counter(names)
+    assert "Arm" in counts
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("thing", [object(), {1, 2}, functools.partial(some_function, 1)])

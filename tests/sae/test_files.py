@@ -188,7 +188,7 @@ def test_an_interrupted_save_leaves_the_old_sae_loadable(folder, monkeypatch, wh
 
     metadata: dict = {}
     if where == "weights":
-        monkeypatch.setattr(native, "save_file", interrupted)
+        monkeypatch.setattr(native, "write_tensors", interrupted)
     elif where == "description":
         monkeypatch.setattr(Path, "write_text", interrupted)
     else:

@@ -247,7 +247,7 @@ def test_an_error_while_writing_keeps_the_last_good_checkpoint(tmp_path, monkeyp
 
     where = {"fsync": "os.fsync", "write": "_HashingWriter.write"}[at]
     with pytest.raises(
-        ValueError, match=r"00010\.ckpt .* MB free.*No space left.*before it is kept"
+        ValueError, match=r"00010\.ckpt .* MB free.*No space left.*is kept: .*00005\.ckpt"
     ):
         fit(tmp_path, 20, Fill())
     assert names(tmp_path) == ["step=00000005.ckpt", "step=00000005.ckpt.sha256"]

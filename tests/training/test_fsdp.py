@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from safetensors.torch import load_file
 
 from ssae.artifact.store import Artifact
@@ -25,8 +26,9 @@ LAUNCHES["fsdp"] = {"devices": 2, "strategy": functools.partial(FSDP)}
 
 
 @pytest.fixture
-def studies(make_study, all_saes, tmp_path):
+def studies(make_study, all_saes, tmp_path, monkeypatch):
     """Return a function (folder, launch) -> {name: study}; float64: only real differences show."""
+    monkeypatch.setattr(_AcceleratorConnector, "_validate_precision_choice", lambda self: None)
     saes = all_saes(201, 2, [50, 151])  # the two ranks keep 101 and 100 latents; many are dead
 
     def make(folder: str, launch: str) -> dict[str, Study]:

@@ -100,7 +100,7 @@ def test_a_quarter_is_one_of_latents_and_of_active_latents():
         {"_target_": "ssae.sae.topk.TopKSAE", "_partial_": True, "d_sae": 64, "k": 9}
     )
     assert describe(quarter(composed)) == {
-        "_target_": "ssae.sae.topk.TopKSAE", "d_sae": 16, "k": 2
+        "_target_": "ssae.TopKSAE", "d_sae": 16, "k": 2
     }  # fmt: skip
     matryoshka = functools.partial(MatryoshkaSAE, d_sae=61, k=3, group_sizes=[10, 20, 31])
     assert quarter(matryoshka).keywords == {"d_sae": 14, "k": 1, "group_sizes": [2, 5, 7]}

@@ -9,8 +9,7 @@ The only format that keeps every architecture, training hyperparameters and meta
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from ssae.artifact.tensors import write_tensors
 from ssae.sae.formats.content import ARCHITECTURES, Content, shapes_of, skeleton
 from ssae.sae.formats.untrusted import open_safetensors, read_json
 
@@ -53,5 +52,5 @@ def write(content: Content, folder: Path) -> None:
         "metadata": content.metadata,
     }
     text = json.dumps(description, indent=1, ensure_ascii=False)
-    save_file(content.weights, folder / WEIGHTS)
+    write_tensors(content.weights, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from ssae.artifact.tensors import write_tensors
 from ssae.sae.formats.content import (
     Content,
     per_latent_threshold,
@@ -123,7 +123,7 @@ def write(content: Content, folder: Path) -> None:
         cfg |= {"k": given["k"], "rescale_acts_by_decoder_norm": False}
     names = _names(content.architecture)
     text = json.dumps(cfg, indent=1)
-    save_file({name: weights[ours] for name, ours in names.items()}, folder / WEIGHTS)
+    write_tensors({name: weights[ours] for name, ours in names.items()}, folder / WEIGHTS)
     (folder / CFG).write_text(text, encoding="utf-8")
 
 

@@ -15,8 +15,7 @@ import json
 import re
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from ssae.artifact.tensors import write_tensors
 from ssae.sae.formats.content import Content, with_subtraction, with_training_defaults
 from ssae.sae.formats.untrusted import open_safetensors, read_json, whole
 
@@ -101,5 +100,5 @@ def write(content: Content, folder: Path) -> None:
         "b_dec": weights["b_dec"],
     }
     text = json.dumps(cfg, indent=1)
-    save_file(tensors, folder / WEIGHTS)
+    write_tensors(tensors, folder / WEIGHTS)
     (folder / CFG).write_text(text, encoding="utf-8")
