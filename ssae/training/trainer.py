@@ -59,10 +59,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and value != defaults[name]:
             raise ValueError(f"trainer.{name}={value!r} cannot be had: {reason}")
-    own = {"strategy": _strategy(options), "callbacks": [], "enable_progress_bar": False}
-    kept = {name: value for name, value in options.items() if name not in REFUSED}
+    own = {"strategy": _strategy(options), "callbacks": [], "enable_progress_bar": False, **SILENT}
+    tried: dict[str, Any] = {k: v for k, v in options.items() if k not in REFUSED} | own
     try:
-        trainer = L.Trainer(**kept | own | SILENT)
+        trainer = L.Trainer(**tried)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ValueError(
             f"Lightning refuses the options of trainer.*: {error}; see `ssae train --cfg job`"
