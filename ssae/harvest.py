@@ -209,7 +209,7 @@ def _trainer(study: Study) -> L.Trainer:
 
 
 def _progress(num_tokens: int, trainer: L.Trainer) -> Progress:
-    """Return the progress bar of rank 0, which speaks for all; one without a task elsewhere."""
-    if trainer.is_global_zero:
+    """Return the bar of rank 0, which speaks for all; elsewhere one without a task."""
+    if trainer.is_global_zero and num_tokens:
         return progress_bar("harvesting", num_tokens)
     return Progress(disable=True)

@@ -120,13 +120,14 @@ def announce(
             path.unlink()
         for number in missing[name]:
             num_bytes += shard_bytes(shards[number].num_tokens, *widths[name])
-    log_plan = log.info if to_make else log.debug
-    log_plan(
-        "harvest: %s tokens in %d shard%s at %s, %.2f GB; roughly %s at %s tokens/s%s",
-        f"{num_tokens:,}", len(to_make), "s" * (len(to_make) != 1), ", ".join(folders),
-        num_bytes / 1e9, _time(num_tokens / rate), f"{rate:,.0f}",
-        f"; {len(shards) - len(to_make)} are there" if len(to_make) < len(shards) else "",
-    )  # fmt: skip
+    if to_make:
+        there = len(shards) - len(to_make)
+        log.info(
+            "harvest: %s tokens in %d shard%s at %s, %.2f GB; roughly %s at %s tokens/s%s",
+            f"{num_tokens:,}", len(to_make), "s" * (len(to_make) != 1), ", ".join(folders),
+            num_bytes / 1e9, _time(num_tokens / rate), f"{rate:,.0f}",
+            f"; {there} are there" if there else "",
+        )  # fmt: skip
     folder = next(iter(folders.values()))
     free = shutil.disk_usage(folder).free
     if num_bytes and num_bytes + MARGIN_BYTES > free:

@@ -5,8 +5,7 @@
 
 harvest   tokens/s of the model's own forward up to the hookpoint, on all cores, and of `ssae
           harvest`: the same batches, in turns; the share says how much of the bare speed is there
-          with statistics, checksums, files and sealing, above 1 where groups of rows side by side
-          gain more than these cost
+          with statistics, checksums, files and sealing
 loader    share of a training run (TopK, from shards) spent waiting for batches
 memory    peak RSS of a process that reads every token once in shuffled batches, at N tokens of
           activations and at 10 N

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ssae.arm import Training
 from ssae.dead_latents.silence import DeadLatents
+from ssae.process.fsdp import give_back, set_rows
 from ssae.process.ranks import all_gather, all_reduce, rank
 from ssae.sae.base import SAEOutput, SparseAutoencoder
-from ssae.training.fsdp import give_back, set_rows
 
 ENCODER_SHARE = 0.2
 """Norm of a resampled encoder row, in units of the mean norm of those of living latents."""

@@ -97,8 +97,9 @@ class LanguageModel:
     @functools.cached_property
     def model(self) -> Any:
         """The model, in eval mode, without gradients."""
-        where = (self._own_device, self.device_map)
-        options = pretrained.placement(self._config, self.dtype, *where, self.quantization)
+        options = pretrained.placement(
+            self._config, self.dtype, self._own_device, self.device_map, self.quantization
+        )
         model = pretrained.load(self._config, self.name, self.revision, options)
         placed = model if "device_map" in options else model.to(self._own_device)
         return placed.eval().requires_grad_(False)

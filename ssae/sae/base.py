@@ -15,10 +15,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssae.process.fsdp import own_rows, set_rows
 from ssae.sae import screen
 from ssae.sae.checks import check_not_negative, check_whole
 from ssae.sae.sparse import ActiveSet, SparseLatents
-from ssae.training.fsdp import own_rows, set_rows
 
 Choice = tuple[ActiveSet, Tensor]
 """An active set, and its pre_acts (nnz,), which choosing it has computed."""

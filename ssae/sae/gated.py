@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssae.process.fsdp import set_rows
 from ssae.sae.base import SAEOutput
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.sparse import ActiveSet
-from ssae.training.fsdp import set_rows
 
 
 class GatedSAE(ReLUSAE):

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssae.process.fsdp import own_rows, set_rows
 from ssae.process.ranks import all_reduce, world_size
 from ssae.sae import screen
 from ssae.sae.base import Choice, SAEOutput, SparseAutoencoder
 from ssae.sae.checks import check_not_negative, check_positive
 from ssae.sae.sparse import ActiveSet
-from ssae.training.fsdp import own_rows, set_rows
 
 
 class JumpReLUSAE(SparseAutoencoder):

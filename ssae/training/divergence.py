@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ssae.activation.capture import NonFinite
+from ssae.process.fsdp import own_rows
 from ssae.process.ranks import all_reduce
-from ssae.training.fsdp import own_rows
 
 
 def of_batch(

@@ -14,11 +14,11 @@ from ssae.activation.shards import Tokens
 from ssae.dead_latents.resample import Resampler
 from ssae.dead_latents.silence import DeadLatents
 from ssae.objective.base import Objective
+from ssae.process.fsdp import can_fuse, check_dtypes, gathered, share_out
 from ssae.process.ranks import all_reduce, world_size
 from ssae.sae.base import SAEOutput, SparseAutoencoder
 from ssae.sae.scores import fast_dtype
 from ssae.training import divergence
-from ssae.training.fsdp import can_fuse, check_dtypes, gathered, share_out
 
 
 class LitSAE(L.LightningModule):

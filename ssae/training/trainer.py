@@ -43,9 +43,6 @@ REFUSED = {
 }  # fmt: skip
 
 
-SILENT = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
-
-
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options of `trainer.*` before the hours that come before training.
 
@@ -59,14 +56,22 @@ def check_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and value != defaults[name]:
             raise ValueError(f"trainer.{name}={value!r} cannot be had: {reason}")
-    own = {"strategy": _strategy(options), "callbacks": [], "enable_progress_bar": False, **SILENT}
-    tried: dict[str, Any] = {k: v for k, v in options.items() if k not in REFUSED} | own
+    tried: dict[str, Any] = {k: v for k, v in options.items() if k not in REFUSED}
+    tried |= {"strategy": _strategy(options), "callbacks": None}  # Lightning would add to the list
+    silent = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar")
+    tried |= dict.fromkeys(silent, False)
     try:
         trainer = L.Trainer(**tried)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ValueError(
             f"Lightning refuses the options of trainer.*: {error}; see `ssae train --cfg job`"
         ) from error
+    every = options.get("log_every_n_steps")
+    if every is not None and not (isinstance(every, int) and every >= 1):
+        raise ValueError(
+            f"trainer.log_every_n_steps must be a whole number of at least 1, got {every!r}; set "
+            "trainer.log_every_n_steps=25"
+        )
     launched = int(os.environ.get("WORLD_SIZE", trainer.world_size))
     if launched != trainer.world_size:
         raise ValueError(
@@ -87,6 +92,7 @@ def make_trainer(
 ) -> L.Trainer:
     """Return the Trainer of a run of `num_steps` steps."""
     options = study.trainer.keywords
+    log_every = options.get("log_every_n_steps")
     logger = None
     if study.logger is not None:
         logger = study.logger(save_dir=study.run_dir / "logs", name=arm_name)
@@ -97,7 +103,7 @@ def make_trainer(
         own.append(_ProgressBar(arm_name, num_steps, rate))
     trainer = study.trainer(
         strategy=_strategy(options),
-        log_every_n_steps=min(options.get("log_every_n_steps", 50), num_steps),
+        log_every_n_steps=min(50 if log_every is None else log_every, num_steps),
         max_steps=num_steps,
         max_epochs=1,  # to Lightning; the order of batches knows the real ones
         callbacks=own,

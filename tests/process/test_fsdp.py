@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from ssae.artifact.store import Artifact
 from ssae.objective.erm import ERM
 from ssae.objective.term import TERM
+from ssae.process.fsdp import FSDP, set_rows, share_out
 from ssae.study import Study
 from ssae.train import train
-from ssae.training.fsdp import FSDP, set_rows, share_out
 from ssae.training.trainer import make_trainer
 
 SGD = {"optimizer": functools.partial(torch.optim.SGD)}  # its steps are the gradients
