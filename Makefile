@@ -20,10 +20,12 @@ unit: .venv/ready-dev ## the tests that take seconds
 stress: .venv/ready-dev ## training and harvests killed at random, files with flipped bytes; 5 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -q -m stress tests/stress
 
-check: .venv/ready-dev ## lint, format, types
+check: .venv/ready-dev ## lint, format, types, scripts, Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/shellcheck -x $$(git ls-files slurm docker | grep -vE '\.(py|yaml|md)$$|ocker')
+	$(BIN)/hadolint docker/Dockerfile
 
 format: .venv/ready-dev ## fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -2,52 +2,43 @@
 
 import dataclasses
 import difflib
-import inspect
+import json
 import logging
-import netrc
 import os
 import re
 import signal
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssae import __version__
-from ssae.artifact.full_disk import REMEDY, is_full_disk
+from ssae.config import CONF, register_resolvers
+from ssae.explain import explain
 from ssae.help import VERB_HELP, VERBS, help_text
 from ssae.process.allocator import tune_allocator
-from ssae.process.signals import Interrupted, end_with_launcher, interrupt_on_signals
-
-HERE = Path(__file__).parent
-# In a wheel conf/ lies inside the package, in a clone beside it.
-CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+from ssae.process.signals import (
+    Interrupted,
+    end_with_launcher,
+    interrupt_on_signals,
+    launched_rank,
+    pass_on,
+)
+from ssae.sweep.callback import Watch
 
 # What a person can put right: one line. Anything else is a defect and keeps its traceback.
 ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
 
-def _wandb_offline() -> bool:
-    """W&B without a key would stop and ask: run offline then (`wandb sync` uploads later)."""
-    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
-        return os.environ.get("WANDB_MODE", "online") != "online"
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is None
-    except (OSError, netrc.NetrcParseError):
-        return True
-
-
 # At import, so that the worker processes of a sweep know them too.
 tune_allocator()
-OmegaConf.register_new_resolver("bundled", lambda name: str(HERE / "models" / name))
-OmegaConf.register_new_resolver("wandb_offline", _wandb_offline)
+register_resolvers()
 
 
 def study_of(cfg: DictConfig) -> Any:
@@ -65,15 +56,28 @@ def study_of(cfg: DictConfig) -> Any:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def task(cfg: DictConfig) -> None:
-    """Run one verb for one composed config (one job of a sweep)."""
+def task(cfg: DictConfig) -> float | None:
+    """Run one verb for one composed config: a run, or one job of a sweep.
+
+    Returns:
+        what a sweeper minimises: the number that `minimise` names; None of a run.
+    """
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from ssae.sweep.outcome import recorded
+
+        return recorded(cfg, lambda: _run_verb(cfg))
+    try:
+        _run_verb(cfg)
+    except ERRORS as error:
+        _fail(error)  # before Hydra adds lines of its own
+
+
+def _run_verb(cfg: DictConfig) -> None:
     _quiet_libraries()
     try:
         call_verb(cfg.verb, study_of(cfg))
-    except ERRORS as error:
-        # Before Hydra adds lines of its own; in a sweep it must see that the job failed.
-        if HydraConfig.get().mode == RunMode.RUN:
-            _fail(error)
+    except Interrupted as stop:
+        pass_on(stop)
         raise
 
 
@@ -99,8 +103,11 @@ def call_verb(verb: str, study: Any) -> None:
             print_made(train(study, study.arm))
         case "evaluate":
             from ssae.evaluate import evaluate
+            from ssae.run import write_metrics
 
-            print_made(evaluate(study))
+            artifact = evaluate(study)
+            write_metrics(study, json.loads((artifact.path / "metrics.json").read_text("utf-8")))
+            print_made(artifact)
         case "export":
             from ssae.export import export
 
@@ -146,62 +153,28 @@ def main() -> None:
     interrupt_on_signals()
     end_with_launcher()
     try:
-        task()
+        try:
+            task()
+        finally:
+            _summarise()
     except KeyboardInterrupt as stop:
         _exit_interrupted(stop)
     except ERRORS as error:
         _fail(error)
+    except Exception as error:
+        # A job that SLURM or the machine ended: what it says of it is in the summary and its log.
+        if not type(error).__module__.startswith("submitit"):
+            raise
+        _fail(error)
 
 
-def explain(error: BaseException) -> str:
-    """Return one line with the rule, what was found and the remedy."""
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        key = re.search(r"full_key: ([\w.]+)", str(error))
-        where = "" if isinstance(error.__cause__, ValueError) or not key else f"{key.group(1)}: "
-        return where + explain(error.__cause__)
-    text = str(error)
-    if isinstance(error, OSError) and is_full_disk(error):
-        where = f" ({error.filename})" if error.filename else ", that of artifacts= or of runs="
-        return f"the disk is full{where}: {REMEDY}"
-    key = re.search(r"(?:Could not override|Key) '([\w./@]+)'", text)
-    if key and ("Could not override" in text or "not in struct" in text):
-        known = [name for name in _known_keys() if name != key.group(1)]
-        import lightning
+def _summarise() -> None:
+    if Watch.folder is None:  # no sweep
+        return
+    from ssae.sweep.summary import summarise
 
-        from ssae.training.trainer import REFUSED
-
-        option = key.group(1).removeprefix("trainer.")
-        if option != key.group(1) and option in REFUSED:
-            return f"trainer.{option} cannot be had: {REFUSED[option]}"
-        if option != key.group(1) and option in inspect.signature(lightning.Trainer).parameters:
-            return f"trainer.{option} is not set so far: write +trainer.{option}=..."
-        near = difflib.get_close_matches(key.group(1), known, n=3, cutoff=0.5)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "see `ssae run --cfg job`"
-        return f"unknown override {key.group(1)!r}: {remedy}"
-    missing = re.search(r"Missing mandatory value: [\s\S]*full_key: ([\w.]+)", text)
-    if missing:
-        return f"{missing.group(1)} has no value: set {missing.group(1)}=..."
-    group = re.search(
-        r"Could not find '([^']+)'[\s\S]*Available options in '[^']+':([\s\S]*?)\n\S", text
-    )
-    if group:
-        choices = ", ".join(group.group(2).split())
-        return f"no config {group.group(1)!r}; choices: {choices}"
-    return " ".join(text.split())
-
-
-def _known_keys() -> list[str]:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("config")
-    groups = [str(path.relative_to(CONF)) for path in CONF.iterdir() if path.is_dir()]
-
-    def walk(node: Any, prefix: str) -> list[str]:
-        if not isinstance(node, DictConfig):
-            return [prefix]
-        keys = [walk(node._get_node(key), f"{prefix}.{key}".strip(".")) for key in node]
-        return [prefix, *(name for names in keys for name in names)]
-
-    return sorted({name for name in groups + walk(cfg, "") if name})
+    Watch.stop()
+    summarise(Watch.folder)
 
 
 def _quiet_libraries() -> None:
@@ -221,6 +194,8 @@ def _quiet_libraries() -> None:
     for name in ("httpx", "faiss.loader", "bm25s"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every matrix product
+    # Said on every machine that has SLURM; ranks that nobody started are refused anyway.
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     # Batches come straight from mapped files: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -238,7 +213,7 @@ def _fail(error: Exception) -> NoReturn:
 def _exit_interrupted(stop: KeyboardInterrupt) -> NoReturn:
     if not isinstance(stop, Interrupted):
         stop = Interrupted(signal.SIGINT)
-    if os.environ.get("RANK", "0") != "0":  # rank 0 says it
+    if launched_rank() > 0:  # rank 0 says it
         sys.exit(stop.status)
     _exit(str(stop), stop.status)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
 from ssae.artifact.store import Artifact
@@ -24,6 +23,7 @@ from ssae.retrieve import ranking_quality, retrieve, retrieve_for
 from ssae.sae.files import load_description
 from ssae.study import Study
 from ssae.train import train
+from ssae.training.logger import finish, log_metrics, make_logger
 
 NUM_SHOWN = 10
 """Retrieved documents in the report."""
@@ -59,8 +59,7 @@ def write_run(study: Study, made: dict[str, Artifact]) -> Path:
     documents = datasets.Dataset.load_from_disk(made["documents"].path / "documents")
     shown = documents.select(range(min(NUM_SHOWN, len(documents))))
     tables["retrieved"] = shown.select_columns(["rank", "score", "source", "text"]).to_list()
-    text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "metrics.json").write_text(text, encoding="utf-8")
+    write_metrics(study, metrics)
     config = folder / ".hydra" / "config.yaml"
     write_report(
         folder / "report.html",
@@ -73,6 +72,13 @@ def write_run(study: Study, made: dict[str, Artifact]) -> Path:
     log_summary(study, metrics)
     print_table(metrics)
     return folder / "report.html"
+
+
+def write_metrics(study: Study, metrics: list[dict[str, Any]]) -> None:
+    """Write metrics.json into the run directory, where the summary of a sweep finds it."""
+    if rank() == 0:
+        text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+        (study.run_dir / "metrics.json").write_text(text, encoding="utf-8")
 
 
 def retrieval_rows(documents: Artifact, retriever: str) -> list[dict[str, Any]]:
@@ -97,18 +103,17 @@ def retrieval_rows(documents: Artifact, retriever: str) -> list[dict[str, Any]]:
 
 def log_summary(study: Study, metrics: list[dict[str, Any]]) -> None:
     """Send the numbers over all bands to the logger, as <split>/<name>/<sae>."""
-    if study.logger is None:
+    logger = make_logger(study, "evaluate", {"seed": study.seed, "arms": study.arms})
+    if logger is None:
         return
-    logger = study.logger(save_dir=study.run_dir / "logs", name="evaluate")
     values = {
         f"{r['split']}/{r['name']}/{r['sae'] or r['retriever']}": r["value"]
         for r in metrics
         if r["band"] == "all" and r["value"] is not None and "reference" not in r
     }
-    logger.log_metrics(values)
+    log_metrics(logger, values)
     logger.save()
-    if isinstance(logger, WandbLogger):
-        logger.experiment.finish()
+    finish(logger)
 
 
 def _summary(study: Study, made: dict[str, Artifact]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Study:
     evaluation_batch_tokens: int
     evaluation_tokens: int
     num_bootstraps: int
+    minimise: str
     export: Export
 
     def __post_init__(self) -> None:
@@ -132,6 +134,11 @@ class Study:
                         f"arms.{name}.init_from leads in a circle: {path}; "
                         f"set arms.{name}.init_from=null"
                     )
+        if not re.fullmatch(r"(subdomain|general)_test/\w+/\w+", self.minimise):
+            raise ValueError(
+                f"minimise must be <split>/<metric>/<arm>, got {self.minimise!r}; "
+                "set minimise=subdomain_test/perplexity_spliced/specialist"
+            )
         if self.arm not in self.arms:
             raise ValueError(
                 f"arm must be one of {', '.join(self.arms)}, got {self.arm!r}; "

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 
 from ssae.activation.capture import NonFinite
 from ssae.activation.datamodule import ActivationDataModule
@@ -31,6 +30,7 @@ from ssae.study import Study
 from ssae.training.checkpoints import Checkpoints
 from ssae.training.initialise import extra_sae, initial_sae, steering
 from ssae.training.lit_sae import LitSAE
+from ssae.training.logger import finish, make_logger
 from ssae.training.trainer import SPEED_ONLY, make_trainer
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def train(study: Study, arm_name: str) -> Artifact:
     trainer = make_trainer(study, arm_name, num_steps, [checkpoints])
 
     def make(folders: list[Path]) -> list[Mapping[str, Any]]:
+        # Not before it is certain that there is something to train: W&B shows every run.
+        trainer.logger = make_logger(study, arm_name, inputs, checkpoints.folder)
         return [_train(study, arm_name, init, harvested, trainer, checkpoints, *folders)]
 
     [artifact] = build_together(study.artifacts, "train", [inputs], make, trainer)
@@ -164,9 +166,7 @@ def _fit(
                 f"{arm_name}: {error}. Stopped at {reached}; {checkpoints.kept()}"
             ) from error
     seconds = time.perf_counter() - start
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.finish()  # one W&B run per arm
+    finish(trainer.logger, interrupted=stop.honoured is not None)
     if stop.honoured is not None:
         raise Interrupted(
             stop.honoured,

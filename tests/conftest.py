@@ -273,6 +273,7 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
             "arm": "second", "arms": arms, "compare": {},
             "frequency_retriever": Random(seed=0, draw="frequency"), "frequency_tokens": 1000,
             "evaluation_batch_tokens": 256, "evaluation_tokens": 600, "num_bootstraps": 50,
+            "minimise": "subdomain_test/perplexity_spliced/second",
             "export": Export(sae=None, format="saelens", path=None),
         }  # fmt: skip
         return Study(**(study | changes))

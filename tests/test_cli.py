@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from ssae import cli
+from ssae import cli, config
 
 Run = Callable[..., str]
 
@@ -202,7 +202,7 @@ def test_wandb_runs_offline_exactly_when_there_is_no_key(
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
-    assert cli._wandb_offline() is offline
+    assert config.wandb_offline() is offline
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_the_wheel_works_outside_a_clone(tmp_path: Path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", built], check=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = (
-        "import ssae, sys; from ssae.cli import CONF, HERE, main; "
+        "import ssae, sys; from ssae.cli import main; from ssae.config import CONF, HERE; "
         f"assert str(CONF).startswith({str(tmp_path)!r}), CONF; "
         "assert (HERE / 'models/docstrings_lm/model.safetensors').exists(); "
         "sys.argv = ['ssae', 'run', '--cfg', 'job']; main()"

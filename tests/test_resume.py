@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,10 @@ def test_a_run_lost_and_continued_is_the_uninterrupted_one_to_the_bit(make, tmp_
         assert any(float(row["train/resampled"]) for row in rows.values())
 
 
-def test_the_progress_of_a_run_that_continues_is_that_of_the_whole(make_study, tmp_path, capsys):
+def test_the_progress_of_a_run_that_continues_is_that_of_the_whole(
+    make_study, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # elsewhere lines are logged
     study = make_study(tmp_path)
     shown = functools.partial(
         study.trainer.func, **study.trainer.keywords | {"enable_progress_bar": True}

@@ -8,8 +8,8 @@
 
 A directory gets its final name by one atomic rename after everything is on disk, so a directory
 that exists is complete. Work in progress is `<hash>.partial`; harvest and train continue it, others
-rebuild it, none trusts it. A file lock lets one process build while others that need the artifact
-wait; the operating system frees the lock of a process that dies. Ranks: see together.py.
+rebuild it, none trusts it. Who builds holds a lease, others that need the artifact wait (lease.py).
+Ranks: see together.py.
 """
 
 import contextlib
@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ssae.artifact.full_disk import full_disk_explained
+from ssae.artifact.lease import check_lease, lease
 from ssae.artifact.manifest import is_as_written, read_manifest, sync, write_manifest
-from ssae.process.signals import check_interrupted
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +158,7 @@ def build(
     artifact = locate(root, verb, inputs)
     if artifact.path.exists():
         return check(artifact)
-    with locked(artifact):
+    with lease(artifact.path):
         if artifact.path.exists():
             return check(artifact)
         if artifact.partial.exists() and not resumable:
@@ -169,30 +168,6 @@ def build(
             extra = make(folder)
         seal(artifact, inputs, extra)
     return artifact
-
-
-@contextlib.contextmanager
-def locked(artifact: Artifact) -> Iterator[None]:
-    """Hold the artifact's lock, waiting for another process that builds it.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
-    check_interrupted()
-    try:
-        artifact.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(artifact.path.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s %s: another process builds it; waiting", artifact.verb, artifact.hash)
-            lock.acquire()
-    except OSError as error:
-        raise ValueError(f"{error}; set artifacts=<a folder you can write to>") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -230,7 +205,11 @@ def seal(artifact: Artifact, inputs: Mapping[str, Any], extra: Mapping[str, Any]
         artifact: whose partial folder is complete.
         inputs: as `build` got them.
         extra: for the manifest; its "digests", {file: {kind: hex}}, spares reading those again.
+
+    Raises:
+        ValueError: this process was taken for dead meanwhile, and another builds the artifact.
     """
+    check_lease(artifact.path)
     folder = artifact.partial
     text = yaml.safe_dump(describe(_versioned(inputs)), sort_keys=False, allow_unicode=True)
     with full_disk_explained(folder):

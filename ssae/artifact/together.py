@@ -21,7 +21,8 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
-from ssae.artifact.store import Artifact, check, locate, locked, partial_folder, seal
+from ssae.artifact.lease import lease
+from ssae.artifact.store import Artifact, check, locate, partial_folder, seal
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def _lock_missing(artifacts: list[Artifact], locks: contextlib.ExitStack) -> lis
     """Lock, in an order all jobs share, what is missing; return it when that is settled."""
     for artifact in sorted(artifacts, key=lambda artifact: artifact.path):
         if not artifact.path.exists():
-            locks.enter_context(locked(artifact))
+            locks.enter_context(lease(artifact.path))
     missing = [i for i, artifact in enumerate(artifacts) if not artifact.path.exists()]
     for index in set(range(len(artifacts))) - set(missing):
         check(artifacts[index])

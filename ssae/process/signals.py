@@ -1,7 +1,8 @@
 """Signals: training ends after its step, with a checkpoint; anything else ends at once.
 
-    SIGINT, SIGTERM   exit code 128 + signal, or 0 with SSAE_REQUEUE=1 in the environment
-    SIGUSR1           what a scheduler sends before a time limit: exit code 0
+    SIGINT, SIGTERM    exit code 128 + signal, or 0 with SSAE_REQUEUE=1 in the environment
+    SIGUSR1, SIGUSR2   what a scheduler sends before a time limit: exit code 75 (EX_TEMPFAIL of
+                       sysexits.h, "try again") of rank 0, which slurm/job.sh requeues a job for
 
 In every case the same command continues.
 """
@@ -17,11 +18,18 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+AGAIN = 75
+"""Exit code of a run that a scheduler warned: it has kept what it did, and wants to go on."""
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 SAME_SECONDS = 1.0
 """Two SIGINTs within this time are one: the terminal's, and the launcher's that passes it on."""
+
+
+def launched_rank() -> int:
+    """Return the rank that torchrun or srun started this process as, without importing torch."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,11 +53,10 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The exit code: 0 if a scheduler is going to start the run again."""
-        requeued = os.environ.get("SSAE_REQUEUE") == "1"
-        if requeued or self.signum == getattr(signal, "SIGUSR1", None):
-            return 0
-        return 128 + self.signum
+        """The exit code, from which a scheduler's script sees whether to start the run again."""
+        if self.signum not in (signal.SIGINT, signal.SIGTERM):
+            return AGAIN if launched_rank() == 0 else 0
+        return 0 if os.environ.get("SSAE_REQUEUE") == "1" else 128 + self.signum
 
 
 _taken: list[int] = []
@@ -81,6 +88,16 @@ def end_with_launcher() -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def pass_on(stop: Interrupted) -> None:
+    """Tell the launcher of this process what ended the run, if it listens to that signal.
+
+    submitit does: it submits its job again, for the same call, and ends the process.
+    """
+    handler = signal.getsignal(stop.signum)
+    if callable(handler) and handler not in (interrupt, signal.default_int_handler):
+        signal.raise_signal(stop.signum)
 
 
 class StopRequest:
@@ -121,7 +138,7 @@ class StopRequest:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._since = signum, now
-            if os.environ.get("RANK", "0") == "0":
+            if launched_rank() == 0:
                 name, again = signal.Signals(signum).name, "SIGINT again stops at once"
                 text = f"\nssae: {name}: stopping after this step, with a checkpoint; {again}\n"
                 os.write(2, text.encode())  # print may be what was interrupted

@@ -1,18 +1,14 @@
 """`report.html`: one file, no script, no request; every number in it comes from the arguments."""
 
-import os
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from ssae.artifact.tensors import obey_umask
 from ssae.report import definitions, figures
 from ssae.report.contexts import latent_card, visible
+from ssae.report.page import page_environment, write_page
 from ssae.report.table import (
     BANDS,
     HEADLINE,
@@ -62,17 +58,7 @@ def write_report(
         config: the composed config as text.
     """
     page = render(title=title, summary=summary, metrics=metrics, tables=tables, config=config)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        obey_umask(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_page(path, page)
 
 
 def render(
@@ -84,15 +70,7 @@ def render(
     config: str,
 ) -> str:
     """Return the page of `write_report`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=_printable,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = page_environment()
     environment.filters |= {"spell": spell, "change": spell_change, "visible": visible}
     environment.globals |= {"find": find, "number": number, "metrics": metrics}
     firing = tables.get("firing_rates") or []
@@ -122,19 +100,6 @@ def render(
         text_limit=TEXT_LIMIT,
         latents=[latent_card(latent, styles) for latent in latents[:NUM_LATENTS]],
     )
-
-
-def _printable(value: Any) -> Any:
-    """Replace what HTML or UTF-8 cannot carry, wherever a text enters the page.
-
-    Control characters become their visible pictures, half surrogate pairs and non-characters the
-    replacement character; characters that reverse the reading direction are shown by their number.
-    """
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return "" if value is None else value
-    value = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), value)
-    value = re.sub(r"[\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", value)
-    return re.sub(r"[\u202a-\u202e\u2066-\u2069]", lambda match: f"<U+{ord(match[0]):X}>", value)
 
 
 def _headline(metrics: Sequence[Metric], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

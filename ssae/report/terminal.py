@@ -35,7 +35,7 @@ def print_table(metrics: Sequence[Metric], console: Console | None = None) -> No
     """
     console = console or Console()
     names = ordered((row.get("sae") for row in metrics), SAES)
-    table = _table("SAE")
+    table = bare_table("SAE")
     columns = []
     for column in HEADLINE:
         title = column.title.replace(" ", "\n")
@@ -52,7 +52,8 @@ def print_table(metrics: Sequence[Metric], console: Console | None = None) -> No
         console.print(_retrieval(metrics, retrievers))
 
 
-def _table(first: str) -> Table:
+def bare_table(first: str) -> Table:
+    """Return a table whose first column names its rows."""
     # Without frames, so that no name is cut in a terminal of 80 columns.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     table.add_column(first, overflow="fold")
@@ -60,7 +61,7 @@ def _table(first: str) -> Table:
 
 
 def _retrieval(metrics: Sequence[Metric], retrievers: Sequence[str]) -> Table:
-    table = _table("retriever")
+    table = bare_table("retriever")
     columns = []
     for name in RETRIEVAL:
         table.add_column(name.replace("_", " "), justify="right")

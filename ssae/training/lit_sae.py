@@ -19,6 +19,7 @@ from ssae.process.ranks import all_reduce, world_size
 from ssae.sae.base import SAEOutput, SparseAutoencoder
 from ssae.sae.scores import fast_dtype
 from ssae.training import divergence
+from ssae.training.logger import log_metrics
 
 
 class LitSAE(L.LightningModule):
@@ -240,7 +241,7 @@ class LitSAE(L.LightningModule):
         self.num_resampled.zero_()
         # Not through self.log, which comes to the loggers after a checkpoint of this step.
         for logger in self.trainer.loggers:
-            logger.log_metrics({f"train/{k}": v for k, v in row.items()}, step=self.global_step)
+            log_metrics(logger, {f"train/{k}": v for k, v in row.items()}, self.global_step)
             logger.save()
         shown = {"fvu": row["fvu"], "l0": row["l0"], "dead": row["dead"], "tokens/s": rate}
         self.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
 
 from ssae.process.signals import disarm
+from ssae.training.progress import ProgressBar, ProgressLines
 
 if TYPE_CHECKING:
     from ssae.study import Study
@@ -90,66 +90,23 @@ def _strategy(options: Mapping[str, Any]) -> Any:
 def make_trainer(
     study: "Study", arm_name: str, num_steps: int, callbacks: Sequence[L.Callback]
 ) -> L.Trainer:
-    """Return the Trainer of a run of `num_steps` steps."""
+    """Return the Trainer of a run of `num_steps` steps; whoever trains gives it a logger."""
     options = study.trainer.keywords
     log_every = options.get("log_every_n_steps")
-    logger = None
-    if study.logger is not None:
-        logger = study.logger(save_dir=study.run_dir / "logs", name=arm_name)
     own = [*options.get("callbacks", []), *callbacks]
     if options.get("enable_progress_bar", True):
-        # In a file, where a line cannot be written over, twenty lines do.
-        rate = 1 if sys.stderr.isatty() else max(1, num_steps // 20)
-        own.append(_ProgressBar(arm_name, num_steps, rate))
+        shown = ProgressBar if sys.stderr.isatty() else ProgressLines
+        own.append(shown(arm_name, num_steps))
     trainer = study.trainer(
         strategy=_strategy(options),
         log_every_n_steps=min(50 if log_every is None else log_every, num_steps),
         max_steps=num_steps,
         max_epochs=1,  # to Lightning; the order of batches knows the real ones
         callbacks=own,
-        logger=logger or False,
+        logger=False,
         default_root_dir=study.run_dir,  # a profiler writes there
         use_distributed_sampler=False,  # the datamodule knows its rank
         enable_model_summary=False,
     )
     disarm(trainer)
     return trainer
-
-
-class _ProgressBar(TQDMProgressBar):
-    """Lightning's, on one line: named after the arm, without the logger's version number.
-
-    A run that continues begins at the step it has reached, so that rates are those of new steps.
-    """
-
-    def __init__(self, arm_name: str, num_steps: int, refresh_rate: int) -> None:
-        super().__init__(refresh_rate=refresh_rate)
-        self.arm_name, self.num_steps = arm_name, num_steps
-
-    def on_train_start(self, *args: Any) -> None:
-        """Begin where the run begins; one that continues is inside of an epoch, to Lightning."""
-        super().on_train_start(*args)
-        self._begin(args[0])
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Keep what Lightning sets anew at the start of an epoch."""
-        super().on_train_epoch_start(trainer, *args)
-        self._begin(trainer)
-
-    def _begin(self, trainer: L.Trainer) -> None:
-        bar = self.train_progress_bar
-        bar.reset(self.num_steps)
-        bar.initial = bar.n = trainer.global_step
-        bar.set_description(self.arm_name)
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the line to what is said of the error."""
-        if self._train_progress_bar is not None:
-            self._train_progress_bar.close()
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics

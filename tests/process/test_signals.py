@@ -37,7 +37,8 @@ def handlers():
 @pytest.mark.parametrize(
     ("signum", "requeue", "status"),
     [
-        (signal.SIGTERM, None, 143), (signal.SIGINT, None, 130), (signal.SIGUSR1, None, 0),
+        (signal.SIGTERM, None, 143), (signal.SIGINT, None, 130), (signal.SIGUSR1, None, 75),
+        (signal.SIGUSR2, None, 75), (signal.SIGUSR1, "1", 75),
         (signal.SIGTERM, "1", 0), (signal.SIGINT, "1", 0), (signal.SIGTERM, "0", 143),
     ],
 )  # fmt: skip
@@ -161,7 +162,7 @@ def test_training_stopped_by_signals_and_continued_ends_as_without(train_command
     stopped = tmp_path / "stopped"
     stopped.mkdir()
     step = 0
-    for signum, status in ((signal.SIGUSR1, 0), (signal.SIGINT, 130)):
+    for signum, status in ((signal.SIGUSR1, 75), (signal.SIGINT, 130)):
         process = start(stopped, *command)
         process.wait_for(f"artifacts/train/*.checkpoints/step={step // 100 * 100 + 100:08d}.ckpt")
         process.popen.send_signal(signum)

@@ -1,0 +1,84 @@
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from ssae.sweep.summary import read_jobs, settings_of, summarise
+
+
+def job(folder: Path, number: int, fvu: float | None, *overrides: str, **outcome: object) -> None:
+    path = folder / f"job{number}"
+    path.mkdir(parents=True)
+    record = {
+        "status": "finished", "config": "0", "overrides": ["sae=topk", *overrides],
+        "arm": "specialist", "value": fvu, "seconds": 1.5, "error": None, "host": "n1", "job": "7",
+    } | outcome  # fmt: skip
+    (path / "outcome.json").write_text(json.dumps(record))
+    if fvu is not None:
+        rows = [
+            {"name": name, "value": value, "sae": "specialist", "split": split, "band": "all"}
+            for name, value, split in (
+                ("fvu", fvu, "subdomain_test"), ("l0", 8.0 + number, "subdomain_test"),
+                ("perplexity_spliced", 10 * fvu, "subdomain_test"),
+                ("perplexity_spliced", 20.0, "general_test"),
+            )
+        ]  # fmt: skip
+        (path / "metrics.json").write_text(json.dumps(rows))
+
+
+def printed(folder: Path) -> str:
+    buffer = io.StringIO()
+    summarise(folder, Console(file=buffer, width=120))
+    return buffer.getvalue()
+
+
+def test_jobs_are_averaged_over_seeds_with_an_interval(tmp_path):
+    values = {"0": (0.1, 0.2, 0.4), "5": (0.3,)}
+    number = 0
+    for tilt, seeds in values.items():
+        for seed, fvu in enumerate(seeds):
+            job(tmp_path, number, fvu, f"objective.tilt={tilt}", f"seed={seed}")
+            number += 1
+    first, second = settings_of(read_jobs(tmp_path))
+    assert (first.name, second.name) == ("objective.tilt=0", "objective.tilt=5")
+    mean, half = first.mean(("fvu", "subdomain_test"))
+    assert mean == pytest.approx(np.mean(values["0"]))
+    interval = stats.t.interval(0.95, 2, mean, stats.sem(values["0"]))
+    assert half == pytest.approx((interval[1] - interval[0]) / 2)
+    assert second.mean(("fvu", "subdomain_test")) == (0.3, None)
+    assert second.mean(("fvu", "general_test")) == (None, None)
+    text = printed(tmp_path)
+    assert "4 of 4 jobs finished" in text
+    assert "0.2333 ±0.38" in text
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "1", "2", "0"]
+    assert "sae" not in rows[0]  # all jobs have it
+    page = (tmp_path / "summary.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_what_did_not_finish_is_named_with_the_reason(tmp_path):
+    job(tmp_path, 0, 0.5, "sae.k=4")
+    job(tmp_path, 1, None, "sae.k=<b>65", status="failed", error="k must be <= 64 & more")
+    job(tmp_path, 2, None, "sae.k=8", status="running", seconds=None)
+    (tmp_path / "job3").mkdir()
+    (tmp_path / "job3/outcome.json").write_text('{"status": "fin')  # torn
+    text = printed(tmp_path)
+    assert "1 of 3 jobs finished" in text
+    assert "failed: sae.k=<b>65: k must be <= 64 & more" in text
+    assert "running: sae.k=8: runs, or was killed (job 7 on n1)" in text
+    page = (tmp_path / "summary.html").read_text()
+    assert "sae.k=&lt;b&gt;65" in page
+    assert "<b>65" not in page
+
+
+def test_a_folder_without_jobs_gets_no_summary(tmp_path):
+    assert printed(tmp_path) == ""
+    assert not list(tmp_path.iterdir())
