@@ -12,8 +12,9 @@ export SBATCH_ACCOUNT=my_project
 # SSAE_PYTHON=/path/to/venv/bin/python
 
 # A container around every rank (build it as docker/README.md says); the snapshot's code runs in it.
-# container=(apptainer exec --nv --bind "$PWD" ssae.sif) SSAE_PYTHON=python                         # apptainer
-# srun_flags=(--container-image="$PWD/ssae.sqsh" --container-mounts="$PWD,$SSAE_SNAPSHOT") SSAE_PYTHON=python   # enroot and pyxis
+# container=(apptainer exec --nv --bind "$PWD" ssae.sif) SSAE_PYTHON=/opt/venv/bin/python   # apptainer
+# srun_flags=(--container-image="$PWD/ssae.sqsh" --container-mounts="$PWD:$PWD" --container-workdir="$PWD")   # pyxis
+# SSAE_PYTHON=/opt/venv/bin/python
 
 # Networks that NCCL (GPUs) and gloo (CPUs) do not find themselves: `ip address` on a node names them.
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0

@@ -22,7 +22,7 @@ All verbs read one composed config; an override has one spelling everywhere:
   ssae run                                    the embedded study: no account, no GPU, no download
   ssae run experiment=files corpus.pool=pool.jsonl corpus.seeds=seeds.jsonl language_model.name=DIR
   ssae train arm=specialist objective=term objective.tilt=5 sae.k=32
-  ssae run -m seed=0,1,2                      a sweep (add hydra/launcher=joblib to run in parallel)
+  ssae run -m seed=0,1,2                      a sweep (hydra/launcher=joblib or slurm: in parallel)
 
 Groups (group=choice):
 {groups}
@@ -62,8 +62,9 @@ steered by  arm, activation=shards|stream, sae.*, objective.*, training.*, train
 activation=stream: the language model makes the activations while the SAE trains, none on disk
 An interrupted run continues from its last checkpoint when the same command is given again.
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end it after the current step, with a checkpoint; exit code
-128 + signal, or 0 after SIGUSR1 and with SSAE_REQUEUE=1 in the environment: start it again.
-Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [overrides]
+128 + signal (0 with SSAE_REQUEUE=1 in the environment), after SIGUSR1 75: start it again.
+Several devices: torchrun --nproc-per-node 2 -m ssae train trainer.devices=2 [overrides], or
+slurm/submit train --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 -- [overrides]
 trainer=fsdp: they share an SAE that is too wide for one of them""",
     "evaluate": """\
 reads   every arm's SAE, both test splits

@@ -340,6 +340,22 @@ def train_command(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[.
 
 
 @pytest.fixture(scope="session")
+def run_overrides(corpus_files: dict[str, str], neox_folder: Path) -> list[str]:
+    """Overrides that make `ssae run` small."""
+    return [
+        "experiment=files", "corpus.min_characters=1", "corpus.subdomain_source=pool.3",
+        *(f"corpus.{split}={path}" for split, path in corpus_files.items()),
+        f"language_model.name={neox_folder}", "context_length=32", "trainer=cpu",
+        "trainer.log_every_n_steps=1", "generalist.budget_tokens=1500",
+        "generalist.num_tokens=2000",
+        "budget_tokens=500", "specialist.num_tokens=1000", "frequency_tokens=1000",
+        "training.batch_size_tokens=64", "training.dead_after_tokens=200", "sae.d_sae=64",
+        "sae.k=4", "retriever.embedder.dim=4", "retriever.embedder.min_df=1",
+        "num_bootstraps=20", "evaluation_tokens=400",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a script on several ranks of this machine."""
 

@@ -11,21 +11,6 @@ import ssae
 from ssae import cli
 
 
-@pytest.fixture
-def overrides(corpus_files: dict[str, str], neox_folder: Path) -> list[str]:
-    return [
-        "experiment=files", "corpus.min_characters=1", "corpus.subdomain_source=pool.3",
-        *(f"corpus.{split}={path}" for split, path in corpus_files.items()),
-        f"language_model.name={neox_folder}", "context_length=32", "trainer=cpu",
-        "trainer.log_every_n_steps=1", "generalist.budget_tokens=1500",
-        "generalist.num_tokens=2000",
-        "budget_tokens=500", "specialist.num_tokens=1000", "frequency_tokens=1000",
-        "training.batch_size_tokens=64", "training.dead_after_tokens=200", "sae.d_sae=64",
-        "sae.k=4", "retriever.embedder.dim=4", "retriever.embedder.min_df=1",
-        "num_bootstraps=20", "evaluation_tokens=400",
-    ]  # fmt: skip
-
-
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", ["ssae", *arguments])
@@ -38,10 +23,10 @@ def artifacts(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_a_run_makes_a_report_and_a_second_run_reuses_everything(
-    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "run", *overrides)
+    run(monkeypatch, "run", *run_overrides)
     [folder] = (tmp_path / "runs" / "files").iterdir()
     made = artifacts(tmp_path)
     assert not list(tmp_path.glob("artifacts/*/*.partial"))
@@ -67,23 +52,23 @@ def test_a_run_makes_a_report_and_a_second_run_reuses_everything(
     assert sae.d_sae == 64
     assert sae.W_dec.norm(dim=1).sub(1).abs().max() < 1e-5
 
-    run(monkeypatch, "run", *overrides)
+    run(monkeypatch, "run", *run_overrides)
     assert artifacts(tmp_path) == made
 
-    run(monkeypatch, "train", *overrides, "objective.tilt=2")
+    run(monkeypatch, "train", *run_overrides, "objective.tilt=2")
     new = artifacts(tmp_path) - made
     assert [Path(path).parent.name for path in new] == ["train"]
 
 
 @pytest.mark.slow
 def test_a_saved_sae_is_a_generalist_and_a_sweep_shares_its_artifacts(
-    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "train", *overrides, "arm=generalist")
+    run(monkeypatch, "train", *run_overrides, "arm=generalist")
     [trained] = (Path(path) for path in artifacts(tmp_path) if "/train/" in path)
     given = [f"arms.generalist.init_from={trained}", "arms.generalist.num_tokens=0"]
-    run(monkeypatch, "train", "-m", *overrides, *given, "objective.tilt=0,5", "logger=none")
+    run(monkeypatch, "train", "-m", *run_overrides, *given, "objective.tilt=0,5", "logger=none")
     found = [Path(path) for path in artifacts(tmp_path) if "/train/" in path]
     assert len(found) == 4  # the generalist, its copy, two specialists
     descriptions = [json.loads((path / "sae.json").read_text())["metadata"] for path in found]
