@@ -2,7 +2,10 @@
 
 import collections
 import logging
+import shutil
+import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +15,18 @@ from omegaconf import DictConfig
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
+
+
+def queued_jobs(folder: Path) -> str:
+    """Return the numbers of a sweep's jobs that wait or run on this machine's cluster."""
+    known = sorted(path.name for path in (folder / ".submitit").glob("[0-9]*_*"))
+    if not known or shutil.which("squeue") is None:
+        return ""
+    arrays = ",".join(sorted({name.split("_")[0] for name in known}))
+    shown = subprocess.run(
+        ["squeue", "--noheader", "--format=%i", f"--jobs={arrays}"], capture_output=True, text=True
+    )  # of jobs that SLURM has forgotten: an error
+    return " ".join(sorted(shown.stdout.split()))
 
 
 class Watch(Callback):
@@ -33,6 +48,12 @@ class Watch(Callback):
         if "BasicLauncher" not in launcher:
             Watch._stopped.clear()
             threading.Thread(target=self._watch, args=(Watch.folder,), daemon=True).start()
+        said = ""
+        while jobs := queued_jobs(Watch.folder):  # of the same command before: not twice
+            if jobs != said:
+                said = jobs
+                log.info("waiting for jobs of this sweep that SLURM still has: %s", jobs)
+            time.sleep(POLL_SECONDS)
 
     @classmethod
     def stop(cls) -> None:

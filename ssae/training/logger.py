@@ -87,7 +87,13 @@ def _forgiving(logger: Logger) -> Iterator[None]:
 
 def _started(logger: WandbLogger, *, attached: bool) -> WandbLogger | None:
     """Start the W&B run; return None if that takes the network and there is none."""
-    hidden = {} if attached else {key: os.environ.pop(key) for key in AGENT if key in os.environ}
+    import wandb
+
+    told = {key: os.environ[key] for key in AGENT if key in os.environ}
+    if told:
+        wandb.teardown()  # which else goes on with what the environment was before
+    for key in told if not attached else ():
+        del os.environ[key]
     try:
         logger.experiment  # noqa: B018 - made when it is first asked for
     except Exception as error:
@@ -100,12 +106,10 @@ def _started(logger: WandbLogger, *, attached: bool) -> WandbLogger | None:
             " ".join(str(error).split()),
             logger.save_dir,
         )
-        import wandb
-
         wandb.teardown()  # what is left of the attempt has the run's id
         return None
     finally:
-        os.environ |= hidden
+        os.environ |= told
     return logger
 
 

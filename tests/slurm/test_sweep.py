@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,36 @@ def test_a_job_that_fails_says_why_in_the_summary(cluster, overrides, tmp_path):
     assert "failed" in page.read_text()
 
 
+def test_jobs_of_two_ranks_are_jobs_of_two_tasks(cluster, overrides, tmp_path):
+    words = [*overrides(generalist__num_tokens=str(64 * 20)), "sae.k=2,4", "trainer.devices=2"]
+    done = sweep(cluster, tmp_path, *words, "hydra.launcher.tasks_per_node=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 jobs finished" in done.stdout
+    logs = [path.read_text() for path in tmp_path.glob("runs/*/sweep_*/.submitit/*/*.out")]
+    assert len(logs) == 4
+    assert sum("in memory of each of 2 ranks" in log for log in logs) == 2  # rank 0 says it
+
+
+def test_a_sweep_given_again_waits_for_the_jobs_it_already_has(cluster, overrides, tmp_path):
+    words = [*overrides(), "sae.k=2,4"]
+    command = [SLURM / "sweep", "train", *LAUNCHER, *words]
+    first = subprocess.Popen(command, cwd=tmp_path, env=cluster.environment)
+    try:
+        for _ in range(600):
+            if list(tmp_path.glob("artifacts/train/*.checkpoints/step=*.ckpt")):
+                break
+            time.sleep(0.2)
+    finally:
+        first.kill()  # the laptop is closed
+    again = sweep(cluster, tmp_path, *words)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "waiting for jobs of this sweep" in again.stdout + again.stderr
+    assert "2 of 2 jobs finished" in again.stdout
+    logs = "".join(path.read_text() for path in tmp_path.glob("runs/*/sweep_*/.submitit/*/*.out"))
+    assert "another process" not in logs.split("finished before, skipped")[-1]
+    assert logs.count("finished before, skipped") == 2
+
+
 def test_a_sweep_that_is_warned_continues(cluster, overrides, tmp_path):
     words = [*overrides(), "sae.k=2,4"]
     process = subprocess.Popen(
@@ -89,7 +120,7 @@ def test_a_sweep_that_is_warned_continues(cluster, overrides, tmp_path):
         for _ in range(600):
             if len(list(tmp_path.glob("artifacts/train/*.checkpoints/step=*.ckpt"))) >= 2:
                 break
-            subprocess.run(["sleep", "0.2"], check=True)
+            time.sleep(0.2)
         [array] = {line.split("_")[0] for line in cluster("squeue", "-h", "-o", "%i").split()}
         cluster("scancel", "--signal=USR2", array)
         for task in ("0", "1"):

@@ -32,6 +32,7 @@ class Service(http.server.ThreadingHTTPServer):
         run = self.runs.setdefault(name, {"history": [], "config": {}, "starts": 0})
         if variables.get("config"):
             run["config"] |= json.loads(variables["config"])
+        run["sweep"] = variables.get("sweep") or run.get("sweep")
         run["group"] = variables.get("groupName") or run.get("group")
         run["name"] = variables.get("displayName") or run.get("name")
         return {"bucket": self.bucket(name), "inserted": not run["history"]}
