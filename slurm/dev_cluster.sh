@@ -3,7 +3,7 @@
 #
 #   apt-get install slurm-wlm munge
 #   eval "$(slurm/dev_cluster.sh up)"        # exports SLURM_CONF, which sbatch, squeue, ... read
-#   slurm/submit cpu train --nodes 2 -- corpus.text=...
+#   slurm/submit cpu train --nodes=2 --cpus-per-task=1 -- arm=generalist
 #   slurm/dev_cluster.sh down
 #
 # Everything it writes lies in SSAE_CLUSTER (/tmp/ssae_cluster_<user id>), its ports are free ones, and
@@ -18,6 +18,8 @@ fail() {
     echo "dev_cluster.sh: $*" >&2
     exit 1
 }
+
+[[ $folder =~ [[:space:]] ]] && fail "SSAE_CLUSTER='$folder' has a space, which slurm.conf cannot hold"
 
 # The process of a pid file, if it is still the daemon that was started.
 running() { # name

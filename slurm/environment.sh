@@ -4,6 +4,7 @@
 # shellcheck disable=SC2034 # of slurm/site.sh, for slurm/job.sh
 srun_flags=() container=()
 if [[ -f $SSAE_SNAPSHOT/slurm/site.sh ]]; then
+    set +u # of `module load`; jobs run without it
     # shellcheck source=slurm/site.example.sh
     . "$SSAE_SNAPSHOT/slurm/site.sh"
 fi

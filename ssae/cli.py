@@ -46,7 +46,11 @@ def study_of(cfg: DictConfig) -> Any:
     from ssae.study import Study
 
     values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    known = {field.name: values[field.name] for field in dataclasses.fields(Study)}
+    names = [field.name for field in dataclasses.fields(Study)]
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ValueError(f"{missing[0]} was taken out of the config; set {missing[0]}=...")
+    known = {name: values[name] for name in names}
     try:
         return Study(**hydra.utils.instantiate(known, _convert_="all"))
     except TypeError as error:  # from a comparison in a constructor
@@ -98,9 +102,12 @@ def call_verb(verb: str, study: Any) -> None:
             for artifact in harvest_all_for(study, study.arm).values():
                 print_made(artifact)
         case "train":
+            from ssae.run import training_rows, write_metrics
             from ssae.train import train
 
-            print_made(train(study, study.arm))
+            artifact = train(study, study.arm)
+            write_metrics(study, training_rows(artifact, study.training.batch_size_tokens))
+            print_made(artifact)
         case "evaluate":
             from ssae.evaluate import evaluate
             from ssae.run import write_metrics
@@ -162,8 +169,8 @@ def main() -> None:
     except ERRORS as error:
         _fail(error)
     except Exception as error:
-        # A job that SLURM or the machine ended: what it says of it is in the summary and its log.
-        if not type(error).__module__.startswith("submitit"):
+        # A job that SLURM or the machine ended; the launcher has nothing else to say of it.
+        if not type(error).__module__.startswith(("submitit", "joblib")):
             raise
         _fail(error)
 
@@ -174,7 +181,7 @@ def _summarise() -> None:
     from ssae.sweep.summary import summarise
 
     Watch.stop()
-    summarise(Watch.folder)
+    summarise(Watch.folder, Watch.num_jobs)
 
 
 def _quiet_libraries() -> None:

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import netrc
 import os
 import re
 from pathlib import Path
@@ -25,7 +24,7 @@ def register_resolvers() -> None:
         ("wandb_offline", wandb_offline, False),
         # Cached: the jobs of a sweep get the folder that was found when it was started.
         ("run_id", run_id, True),
-        ("sweep_id", sweep_id, True),
+        ("sweep_dir", sweep_dir, True),
         ("swept", swept, True),
         ("job_id", job_id, False),
         ("group", group, False),
@@ -37,9 +36,14 @@ def wandb_offline() -> bool:
     """W&B without a key would stop and ask: run offline then (`wandb sync` uploads later)."""
     if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
         return os.environ.get("WANDB_MODE", "online") != "online"
+    from wandb.sdk.lib import wbauth
+
+    import wandb
+
+    host = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is None
-    except (OSError, netrc.NetrcParseError):
+        return wbauth.read_netrc_auth(host=host) is None
+    except wandb.Error:  # an entry that holds no key
         return True
 
 
@@ -48,9 +52,9 @@ def run_id() -> str:
     return os.environ.get("SSAE_RUN") or f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
-def sweep_id(overrides: Any) -> str:
-    """Return the name of a sweep's folder: the same for the same command, so that it continues."""
-    return f"sweep_{_digest(sorted(overrides))[:8]}"
+def sweep_dir(runs: str, name: str, overrides: Any) -> str:
+    """Return the folder of a sweep: the same for the same command, so that it continues."""
+    return str(Path(runs, name, f"sweep_{_digest(sorted(overrides))[:8]}"))
 
 
 def swept(overrides: Any) -> list[str]:
@@ -75,13 +79,13 @@ def job_id(overrides: Any, swept: Any) -> str:
 
 
 def group() -> str:
-    """Return what the runs that one command starts have in common: its folder's name."""
+    """Return what the runs that one command starts have in common: their folder below `runs`."""
     try:
         hydra = HydraConfig.get()
     except ValueError:  # composed without a run
         return ""
     sweeps = hydra.mode == RunMode.MULTIRUN
-    return Path(hydra.sweep.dir if sweeps else hydra.run.dir).name
+    return "/".join(Path(hydra.sweep.dir if sweeps else hydra.run.dir).parts[-2:])
 
 
 def _digest(value: Any) -> str:

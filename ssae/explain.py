@@ -44,6 +44,8 @@ def explain(error: BaseException) -> str:
     group = re.search(
         r"Could not find '([^']+)'[\s\S]*Available options in '[^']+':([\s\S]*?)\n\S", text
     )
+    if group and group.group(1) == "hydra/sweeper/optuna":
+        return 'hydra/sweeper=optuna needs an extra: pip install -e ".[optuna]"'
     if group:
         choices = ", ".join(group.group(2).split())
         return f"no config {group.group(1)!r}; choices: {choices}"

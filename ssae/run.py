@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ssae.artifact.store import Artifact
 from ssae.evaluate import evaluate
+from ssae.metric.formulas import fvu, l0
 from ssae.metric.rows import row
 from ssae.process.ranks import rank
 from ssae.report.html import write_report
@@ -79,6 +80,16 @@ def write_metrics(study: Study, metrics: list[dict[str, Any]]) -> None:
     if rank() == 0:
         text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
         (study.run_dir / "metrics.json").write_text(text, encoding="utf-8")
+
+
+def training_rows(trained: Artifact, batch_size_tokens: int) -> list[dict[str, Any]]:
+    """Return the rows of metrics.json for one SAE: of the batch that was logged last."""
+    manifest, num = trained.manifest, batch_size_tokens
+    return [
+        row(name, (manifest[name], None, None), manifest["arm"], "train", "all", num, formula)
+        for name, formula in (("fvu", fvu), ("l0", l0))
+        if name in manifest
+    ]
 
 
 def retrieval_rows(documents: Artifact, retriever: str) -> list[dict[str, Any]]:

@@ -134,7 +134,8 @@ def _train(
         files.save(sae, folder, metadata=metadata)
         latents = {name: value.cpu() for name, value in lit.dead_latents.named_buffers()}
         write_tensors(latents, folder / "latents.safetensors")
-    made = {"arm": arm_name, "num_tokens": num_tokens, "seconds": round(seconds, 1)}
+    made: dict[str, Any] = {"arm": arm_name, "num_tokens": num_tokens, "seconds": round(seconds, 1)}
+    made |= {name: lit.last_row[name] for name in ("fvu", "l0") if name in lit.last_row}
     num_recycled = int(lit.dead_latents.recycled.sum())
     return made | ({"num_recycled": num_recycled} if num_recycled else {})
 

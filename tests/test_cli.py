@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 
 from ssae import cli, config
+from ssae.explain import explain
 
 Run = Callable[..., str]
 
@@ -192,6 +194,34 @@ def test_a_full_disk_names_the_artifact_and_says_what_to_set(
     assert re.search(r"the disk became full while making .*artifacts/score/\w+\.partial: ", message)
     assert "set artifacts=<a folder on a larger disk>" in message
     assert "the same command continues" in message
+
+
+def test_a_key_that_was_taken_out_is_named(fail: Run):
+    assert fail("run", "~logger").startswith("ssae: logger was taken out of the config; set logger")
+
+
+def test_a_sweeper_that_is_an_extra_says_how_to_get_it():
+    error = MissingConfigException(
+        "In 'config': Could not find 'hydra/sweeper/optuna'\n\nAvailable options in "
+        "'hydra/sweeper':\n\tbasic\nConfig search path:", "hydra/sweeper/optuna"
+    )  # fmt: skip
+    assert 'pip install -e ".[optuna]"' in explain(error)
+
+
+@pytest.mark.parametrize("host", ["https://api.wandb.ai", "https://wandb.example.org:8080"])
+def test_a_key_of_the_netrc_is_that_of_the_service_in_use(
+    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine {host.split('/')[-1]}\n login user\n password {'a1' * 20}\n")
+    netrc.chmod(0o600)
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("WANDB_BASE_URL", host)
+    assert config.wandb_offline() is False
+    monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example.org")
+    assert config.wandb_offline() is True
 
 
 @pytest.mark.parametrize(("key", "offline"), [("", True), ("planted-key", False)])

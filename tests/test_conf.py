@@ -128,9 +128,12 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(
         compose([override], tmp_path)
 
 
-def test_ranks_that_the_trainer_does_not_know_of_are_refused(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("launcher", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_ranks_that_the_trainer_does_not_know_of_are_refused(
+    tmp_path: Path, monkeypatch, launcher: str
+):
     """Each would train the whole run by itself."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(launcher, "2")
     with pytest.raises(ValueError, match=r"2 ranks were started .* = 1: set trainer\.devices="):
         compose([], tmp_path)
 

@@ -17,10 +17,11 @@ def test_a_run_in_a_job_is_named_after_it_and_another_after_the_time(monkeypatch
 
 
 def test_the_same_overrides_in_any_order_are_the_same_sweep():
-    one = config.sweep_id(["seed=0,1", "verb=run"])
-    assert one == config.sweep_id(["verb=run", "seed=0,1"])
-    assert one != config.sweep_id(["verb=run", "seed=0,1,2"])
-    assert one != config.sweep_id(["verb=train", "seed=0,1"])
+    one = config.sweep_dir("runs", "tilts", ["seed=0,1", "verb=run"])
+    assert re.fullmatch(r"runs/tilts/sweep_\w{8}", one)
+    assert one == config.sweep_dir("runs", "tilts", ["verb=run", "seed=0,1"])
+    assert one != config.sweep_dir("runs", "tilts", ["verb=run", "seed=0,1,2"])
+    assert one != config.sweep_dir("runs", "tilts", ["verb=train", "seed=0,1"])
 
 
 @pytest.mark.parametrize(
@@ -51,4 +52,4 @@ def test_the_resolvers_are_those_of_the_configs():
     text = "".join(path.read_text() for path in config.CONF.rglob("*.yaml"))
     used = set(re.findall(r"\$\{(\w+):", text)) - {"hydra", "oc"}
     assert all(OmegaConf.has_resolver(name) for name in used), used
-    assert {"run_id", "sweep_id", "swept", "job_id", "group", "bundled", "wandb_offline"} == used
+    assert {"run_id", "sweep_dir", "swept", "job_id", "group", "bundled", "wandb_offline"} == used

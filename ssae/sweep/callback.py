@@ -2,13 +2,16 @@
 
 import collections
 import logging
+import math
 import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -29,15 +32,29 @@ def queued_jobs(folder: Path) -> str:
     return " ".join(sorted(shown.stdout.split()))
 
 
+def count_jobs(overrides: Sequence[str]) -> int:
+    """Return how many jobs a grid of overrides has.
+
+    >>> count_jobs(["verb=run", "seed=0,1,2", "objective.tilt=choice(0, 5)"])
+    6
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = [one for one in parsed if one.is_discrete_sweep()]
+    return math.prod(len(list(one.sweep_string_iterator())) for one in swept)
+
+
 class Watch(Callback):
     """Notes the folder of a sweep and, while its jobs run elsewhere, says how many have ended."""
 
     folder: ClassVar[Path | None] = None
+    num_jobs: ClassVar[int] = 0
+    """That the overrides ask for; a sweeper that searches decides itself."""
     _stopped: ClassVar[threading.Event] = threading.Event()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin to watch. A job in this process says itself how it goes."""
         Watch.folder = Path(config.hydra.sweep.dir)
+        Watch.num_jobs = count_jobs(config.hydra.overrides.task)
         config.hydra.sweep.subdir  # noqa: B018 - what is cached here, the jobs' configs inherit
         launcher = config.hydra.launcher._target_
         if "submitit" in launcher:

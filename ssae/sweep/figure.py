@@ -9,6 +9,8 @@ import numpy as np
 from ssae.report.svg import INK, RC, canvas, plain, to_svg
 
 COLOUR = "#2A7FD0"
+LONGEST = 28
+"""Characters of a name beside its point; the table has it in full."""
 MOST_NAMED = 12
 """More names would cover each other: then those of the front."""
 
@@ -31,6 +33,10 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
         if y < lowest:
             lowest, at = y, x
     return on_front
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
 
 
 @matplotlib.rc_context(RC)
@@ -57,13 +63,19 @@ def pareto_figure(
         axes.scatter(*np.array(settings[name]).T, s=12, color=COLOUR, alpha=0.35, linewidth=0)
     line = means[front][np.argsort(means[front][:, 0])]
     style: dict[str, Any] = {"color": COLOUR, "linewidth": 0.9, "zorder": 1}
-    axes.plot(*line.T, drawstyle="steps-post", label="no setting is better in both", **style)
-    axes.scatter(*means[front].T, s=34, color=COLOUR, zorder=3)
+    axes.plot(*line.T, drawstyle="steps-post", **style)
+    best = "no setting is better in both"
+    axes.scatter(*means[front].T, s=34, color=COLOUR, zorder=3, label=best)
     axes.scatter(*means[~front].T, s=30, facecolor="none", edgecolor=COLOUR, zorder=3)
     for name, point, named in zip(names, means, front, strict=True):
         if named or len(names) <= MOST_NAMED:
             axes.annotate(
-                plain(name), point, xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK
+                plain(_cut(name)),
+                point,
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
             )
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.margins(0.12)

@@ -1,7 +1,7 @@
 """How a job of a sweep ended: `outcome.json` in its folder, where relaunches and summaries look.
 
-    {"status": "finished", "config": "3f2a...", "overrides": ["objective.tilt=5"], "seconds": 61.2,
-     "arm": "specialist", "value": 20.7, "error": null, "host": "n1", "job": "123_4"}
+    {"status": "finished", "config": "3f2a...", "verb": "run", "overrides": ["objective.tilt=5"],
+     "arm": "specialist", "value": 20.7, "seconds": 61.2, "error": null, "host": "n1", "job": "7_4"}
 
 status is running, finished, failed or interrupted. A process that was killed leaves "running".
 """
@@ -47,13 +47,14 @@ def recorded(cfg: DictConfig, work: Callable[[], None]) -> float | None:
     outcome: dict[str, Any] = {
         "status": "running",
         "config": _config_hash(cfg),
+        "verb": cfg.verb,
         "overrides": [o for o in hydra.overrides.task if not o.startswith("verb=")],
         "arm": cfg.get("arm"),
         "value": None,
         "seconds": None,
         "error": None,
         "host": socket.gethostname(),
-        "job": os.environ.get("SSAE_RUN") or os.environ.get("SLURM_JOB_ID"),
+        "job": _slurm_job(),
     }
     if before.get("status") == "finished" and before.get("config") == outcome["config"]:
         log.info("finished before, skipped: %s (to repeat it: rm -r %s)", folder.name, folder)
@@ -95,6 +96,11 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _slurm_job() -> str | None:
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def _config_hash(cfg: DictConfig) -> str:

@@ -24,9 +24,13 @@ from ssae.sweep.outcome import FILE, measured, read
 
 log = logging.getLogger(__name__)
 
+COLUMNS = (*HEADLINE, Column("fvu", "train", "fvu", -1), Column("l0", "train", "l0", 0))
+"""What a sweep of run or evaluate measures; then a sweep of train, in the batch logged last."""
+TITLES = SHORT | {"train": "train"}
 PLOTS = (  # x and y; of both less is better
     (("l0", "subdomain_test"), ("perplexity_spliced", "subdomain_test")),
     (("perplexity_spliced", "general_test"), ("perplexity_spliced", "subdomain_test")),
+    (("l0", "train"), ("fvu", "train")),
 )
 
 
@@ -36,20 +40,19 @@ class Job(NamedTuple):
     folder: Path
     outcome: dict[str, Any]
     overrides: dict[str, str]
-    """Those that not all jobs have in common."""
+    """Its verb and overrides, those that not all jobs have in common."""
     values: dict[tuple[str, str], float | None]
     """The headline metrics of the job's arm, by (metric, split)."""
 
     @property
-    def setting(self) -> str:
-        """The overrides but the seed, by which jobs are averaged."""
-        return " ".join(f"{k}={v}" for k, v in self.overrides.items() if k != "seed")
+    def finished(self) -> bool:
+        """Whether it did its work."""
+        return self.outcome["status"] == "finished"
 
     @property
-    def short_setting(self) -> str:
-        """The same, its numbers as they are read."""
-        words = (f"{k}={_short(v)}" for k, v in self.overrides.items() if k != "seed")
-        return " ".join(words)
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """The overrides but the seed, by which jobs are averaged."""
+        return tuple((k, v) for k, v in self.overrides.items() if k != "seed")
 
 
 class Setting(NamedTuple):
@@ -70,11 +73,12 @@ class Setting(NamedTuple):
         return float(numbers.mean()), float(stats.t.ppf(0.975, len(numbers) - 1) * error)
 
 
-def summarise(folder: Path, console: Console | None = None) -> None:
+def summarise(folder: Path, num_jobs: int = 0, console: Console | None = None) -> None:
     """Write summary.csv and summary.html of a sweep and print what matters of them.
 
     Args:
         folder: of the sweep; a job is a folder in it that has an outcome.json.
+        num_jobs: that there are to be, those included that have not begun.
         console: where to print; the terminal if not given.
     """
     console = console or Console()
@@ -82,56 +86,74 @@ def summarise(folder: Path, console: Console | None = None) -> None:
     if not jobs:
         return
     _write_csv(folder / "summary.csv", jobs)
-    settings = settings_of(jobs)
-    _write_page(folder / "summary.html", settings, jobs)
-    table = bare_table("setting")
-    for column in HEADLINE:
-        title = column.title.replace(" ", "\n")
-        table.add_column(f"{SHORT[column.split]}\n{title}", justify="right")
-    done = [s for s in settings if any(j.outcome["status"] == "finished" for j in s.jobs)]
-    for setting in done:
-        cells = (_spell_mean(setting, column) for column in HEADLINE)
-        table.add_row(Text(setting.name or "(all jobs)"), *cells)
-    if any(value is not None for job in jobs for value in job.values.values()):
+    settings = settings_of([job for job in jobs if job.finished])
+    total = max(num_jobs, len(jobs))
+    _write_page(folder / "summary.html", settings, jobs, total)
+    columns = measured_columns(jobs)
+    if columns:
+        table = bare_table("setting")
+        for column in columns:
+            title = column.title.replace(" ", "\n")
+            table.add_column(f"{TITLES[column.split]}\n{title}", justify="right")
+        for setting in settings:
+            cells = (_spell_mean(setting, column) for column in columns)
+            # An override each line: a terminal is not wide enough for two.
+            table.add_row(Text(setting.name.replace(" ", "\n") or "(all jobs)"), *cells)
         console.print(table)
-    unfinished = [job for job in jobs if job.outcome["status"] != "finished"]
-    for job in unfinished:
-        console.print(Text(f"{job.outcome['status']}: {_words(job)}: {_reason(job)}"))
-    count = f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs finished"
+    for job in jobs:
+        if not job.finished:
+            line = Text(f"{job.outcome['status']}: {_words(job)}: {_reason(job)}")
+            console.print(line, soft_wrap=True)
+    count = f"{sum(job.finished for job in jobs)} of {total} jobs finished"
     console.print(f"{count}; summary: {folder / 'summary.html'}", soft_wrap=True)
 
 
 def read_jobs(folder: Path) -> list[Job]:
     """Return the jobs of a sweep's folder, by their overrides."""
     found = [(path.parent, read(path.parent)) for path in sorted(folder.glob(f"*/{FILE}"))]
-    outcomes = [(path, outcome) for path, outcome in found if "overrides" in outcome]
-    split = [dict(word.split("=", 1) for word in outcome["overrides"]) for _, outcome in outcomes]
-    common = {key for key in split[0] if len({s.get(key) for s in split}) == 1} if split else set()
-    if len(split) == 1:
-        common = set()
+    found = [(path, outcome) for path, outcome in found if "overrides" in outcome]
+    words = [_overrides(outcome) for _, outcome in found]
+    common = {key for one in words for key in one if len({w.get(key) for w in words}) == 1}
     jobs = []
-    for (path, outcome), overrides in zip(outcomes, split, strict=True):
-        varying = {key: value for key, value in overrides.items() if key not in common}
+    for (path, outcome), own in zip(found, words, strict=True):
+        varying = {key: value for key, value in own.items() if key not in common or len(words) == 1}
         values = {
             (column.name, column.split): measured(
                 path, f"{column.split}/{column.name}/{outcome['arm']}"
             )
-            for column in HEADLINE
+            for column in COLUMNS
         }
         jobs.append(Job(path, outcome, varying, values))
     return sorted(jobs, key=lambda job: [_sortable(value) for value in job.overrides.values()])
 
 
+def measured_columns(jobs: Sequence[Job]) -> list[Column]:
+    """Return the columns that any of the jobs has a number in."""
+    return [c for c in COLUMNS if any(job.values[c.name, c.split] is not None for job in jobs)]
+
+
 def settings_of(jobs: Sequence[Job]) -> list[Setting]:
     """Return the jobs by setting, in the order of their first jobs."""
-    settings: dict[str, list[Job]] = {}
+    settings: dict[tuple[tuple[str, str], ...], list[Job]] = {}
     for job in jobs:
         settings.setdefault(job.setting, []).append(job)
-    short = [members[0].short_setting for members in settings.values()]
+    short = [_name(setting, short=True) for setting in settings]
     return [
-        Setting(name if short.count(name) == 1 else full, members)
-        for name, (full, members) in zip(short, settings.items(), strict=True)
+        Setting(name if short.count(name) == 1 else _name(setting, short=False), members)
+        for name, (setting, members) in zip(short, settings.items(), strict=True)
     ]
+
+
+def _overrides(outcome: dict[str, Any]) -> dict[str, str]:
+    words = (word.partition("=") for word in outcome["overrides"])
+    return {"verb": outcome["verb"], **{key: value for key, _, value in words}}
+
+
+def _name(setting: tuple[tuple[str, str], ...], *, short: bool) -> str:
+    """Return a setting as it is read: "tilt=5 lr=0.001", or in full."""
+    if short:
+        setting = tuple((key.rsplit(".", 1)[-1], _short(value)) for key, value in setting)
+    return " ".join(f"{key}={value}" for key, value in setting)
 
 
 def _short(value: str) -> str:
@@ -157,8 +179,11 @@ def _words(job: Job) -> str:
 def _reason(job: Job) -> str:
     if job.outcome["status"] != "running":
         return job.outcome["error"] or ""
-    where = f"job {job.outcome['job']} on " if job.outcome["job"] else ""
-    return f"runs, or was killed ({where}{job.outcome['host']}); the same command continues it"
+    number = job.outcome["job"]
+    log = job.folder.parent / ".submitit" / (number or "-")
+    where = f"job {number} on " if number else ""
+    logged = f"; its log: {log}" if log.exists() else ""
+    return f"runs, or was killed ({where}{job.outcome['host']}){logged}; the same command continues"
 
 
 def _spell_mean(setting: Setting, column: Column) -> str:
@@ -170,12 +195,14 @@ def _spell_mean(setting: Setting, column: Column) -> str:
 
 def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
     names = list(dict.fromkeys(name for job in jobs for name in job.overrides))
-    columns = [f"{column.split}/{column.name}" for column in HEADLINE]
+    columns = measured_columns(jobs)
+    titles = [f"{column.split}/{column.name}" for column in columns]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*names, "status", "seconds", *columns, "folder", "error"])
+        writer.writerow([*names, "status", "seconds", *titles, "folder", "error"])
         for job in jobs:
-            numbers = ["" if value is None else value for value in job.values.values()]
+            values = [job.values[column.name, column.split] for column in columns]
+            numbers = ["" if value is None else value for value in values]
             outcome = job.outcome
             writer.writerow(
                 [job.overrides.get(name, "") for name in names]
@@ -184,16 +211,23 @@ def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
             )
 
 
-def _write_page(path: Path, settings: Sequence[Setting], jobs: Sequence[Job]) -> None:
+def _write_page(
+    path: Path, settings: Sequence[Setting], jobs: Sequence[Job], num_jobs: int
+) -> None:
+    columns = measured_columns(jobs)
+    words = [{f"{k}={v}" for k, v in _overrides(job.outcome).items()} for job in jobs]
+    common = sorted(set.intersection(*words)) if len(jobs) > 1 else []
     page = (
         page_environment()
         .get_template("sweep.html.jinja")
         .render(
             title=path.parent.name,
-            columns=[f"{SHORT[column.split]} {column.title}" for column in HEADLINE],
-            rows=[(s.name, len(s.jobs), [_spell_mean(s, c) for c in HEADLINE]) for s in settings],
+            columns=[f"{TITLES[column.split]} {column.title}" for column in columns],
+            common=common,
+            total=num_jobs,
+            rows=[(s.name, len(s.jobs), [_spell_mean(s, c) for c in columns]) for s in settings],
             figures=[Markup(svg) for svg in _figures(settings)],
-            finished=sum(job.outcome["status"] == "finished" for job in jobs),
+            finished=sum(job.finished for job in jobs),
             jobs=[(_words(j), j.outcome, j.folder.name, _reason(j)) for j in jobs],
         )
     )
@@ -210,8 +244,8 @@ def _figures(settings: Sequence[Setting]) -> Iterator[str]:
                     points.setdefault(setting.name, []).append((at_x, at_y))
         figure = pareto_figure(
             points,
-            x_label=f"{SHORT[x[1]]} {x[0].removesuffix('_spliced')}",
-            y_label=f"{SHORT[y[1]]} {y[0].removesuffix('_spliced')}",
+            x_label=f"{TITLES[x[1]]} {x[0].removesuffix('_spliced')}",
+            y_label=f"{TITLES[y[1]]} {y[0].removesuffix('_spliced')}",
         )
         if figure:
             yield figure

@@ -80,6 +80,7 @@ class LitSAE(L.LightningModule):
         self.register_buffer("num_resampled", torch.zeros((), dtype=torch.int64))
         sae.rescale_input(self.input_scale)
         self._last_log = 0, time.perf_counter()
+        self.last_row: dict[str, float] = {}
 
     def configure_model(self) -> None:
         """Share the weights out over the ranks, under a strategy that wants it (fsdp.py)."""
@@ -239,6 +240,7 @@ class LitSAE(L.LightningModule):
         means = (all_reduce(local) / world_size()).tolist()
         row = dict(zip(values, means, strict=True)) | {"tokens_per_second": rate}
         self.num_resampled.zero_()
+        self.last_row = row
         # Not through self.log, which comes to the loggers after a checkpoint of this step.
         for logger in self.trainer.loggers:
             log_metrics(logger, {f"train/{k}": v for k, v in row.items()}, self.global_step)

@@ -1,9 +1,11 @@
 """The logger of a run. One run of W&B stays one, however often it is interrupted and continued."""
 
 import contextlib
+import copy
 import logging
 import os
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +47,20 @@ def make_logger(
     Path(options["save_dir"]).mkdir(parents=True, exist_ok=True)  # W&B would write to /tmp
     if rank() > 0:
         return study.logger(**options)  # which makes no run
+    if "settings" in study.logger.keywords:  # W&B writes the run's id into them
+        options["settings"] = copy.copy(study.logger.keywords["settings"])
     if id_folder is not None:
         options["id"] = _run_id(id_folder)
     logger = _started(study.logger(**options), attached=id_folder is None)
     if logger is None:
-        logger = _started(study.logger(**options, offline=True), attached=id_folder is None)
+        if "settings" in options:
+            options["settings"] = copy.copy(study.logger.keywords["settings"])
+        options["offline"] = True
+        logger = _started(study.logger(**options), attached=id_folder is None)
         assert logger is not None
+    if logger._offline:
+        folder = Path(logger.experiment.dir).parent
+        log.info("W&B logs offline; to upload it: wandb sync %s", shlex.quote(str(folder)))
     logger.log_hyperparams(describe(config))
     return logger
 
@@ -101,11 +111,7 @@ def _started(logger: WandbLogger, *, attached: bool) -> WandbLogger | None:
             raise ValueError(
                 f"W&B cannot log, not even offline: {error}; set logger=csv"
             ) from error
-        log.warning(
-            "W&B is not available (%s); logging offline: `wandb sync %s/wandb/*` uploads it later",
-            " ".join(str(error).split()),
-            logger.save_dir,
-        )
+        log.warning("W&B is not available: %s", " ".join(str(error).split()))
         wandb.teardown()  # what is left of the attempt has the run's id
         return None
     finally:

@@ -13,7 +13,9 @@ from ssae.report.table import spell
 log = logging.getLogger(__name__)
 
 NUM_LINES = 20
-"""Of a run, in a file, where a line cannot be written over."""
+"""At most, of a run in a file, where a line cannot be written over."""
+SECONDS = 5.0
+"""At least, between two of them."""
 
 
 class ProgressBar(TQDMProgressBar):
@@ -57,12 +59,12 @@ class ProgressBar(TQDMProgressBar):
 
 
 class ProgressLines(LightningBar):
-    """A line of the log for every twentieth of a run: step, rate, time left, and its numbers."""
+    """A line of the log now and then: step, rate, time left, and its numbers."""
 
     def __init__(self, arm_name: str, num_steps: int) -> None:
         super().__init__()
         self.arm_name, self.num_steps = arm_name, num_steps
-        self._first = self._start = 0.0
+        self._first = self._start = self._said = 0.0
 
     def disable(self) -> None:
         """Do nothing: Lightning asks for that on the other ranks, whose log is silent."""
@@ -70,6 +72,7 @@ class ProgressLines(LightningBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count, where the run begins or continues."""
         self._first, self._start = trainer.global_step, time.perf_counter()
+        self._said = self._start
 
     def on_train_batch_end(
         self,
@@ -81,9 +84,12 @@ class ProgressLines(LightningBar):
     ) -> None:
         """Say how far it is."""
         step = trainer.global_step
-        if step % max(1, self.num_steps // NUM_LINES) and step != self.num_steps:
+        now = time.perf_counter()
+        due = step % max(1, self.num_steps // NUM_LINES) == 0 and now > self._said + SECONDS
+        if not due and step != self.num_steps:
             return
-        rate = (step - self._first) / max(time.perf_counter() - self._start, 1e-9)
+        self._said = now
+        rate = (step - self._first) / max(now - self._start, 1e-9)
         shown = self.get_metrics(trainer, pl_module)
         numbers = [f"{k} {spell(v)}" for k, v in shown.items() if isinstance(v, float)]
         log.info(

@@ -72,7 +72,9 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"trainer.log_every_n_steps must be a whole number of at least 1, got {every!r}; set "
             "trainer.log_every_n_steps=25"
         )
-    launched = int(os.environ.get("WORLD_SIZE", trainer.world_size))
+    # torchrun's number, or srun's: it sets that in the tasks of a step alone.
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", trainer.world_size)
+    launched = int(os.environ.get("WORLD_SIZE", tasks))
     if launched != trainer.world_size:
         raise ValueError(
             f"{launched} ranks were started for trainer.devices x trainer.num_nodes = "

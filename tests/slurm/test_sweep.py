@@ -3,13 +3,14 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import SLURM, Cluster
+from tests.slurm.conftest import REPOSITORY, SLURM, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -87,6 +88,42 @@ def test_jobs_of_two_ranks_are_jobs_of_two_tasks(cluster, overrides, tmp_path):
     logs = [path.read_text() for path in tmp_path.glob("runs/*/sweep_*/.submitit/*/*.out")]
     assert len(logs) == 4
     assert sum("in memory of each of 2 ranks" in log for log in logs) == 2  # rank 0 says it
+
+
+def test_ranks_of_a_job_that_the_trainer_does_not_know_of_are_refused(cluster, overrides, tmp_path):
+    words = [*overrides(generalist__num_tokens=str(64 * 20)), "sae.k=2,4"]
+    done = sweep(cluster, tmp_path, *words, "hydra.launcher.tasks_per_node=2")
+    assert done.returncode == 1
+    assert "2 ranks were started for trainer.devices x trainer.num_nodes = 1" in done.stdout
+
+
+def test_the_sites_flags_are_defaults_and_its_container_is_refused(cluster, overrides, tmp_path):
+    clone = tmp_path / "clone"
+    for name in ("ssae", "conf", "slurm"):
+        shutil.copytree(
+            REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "site.sh")
+        )
+    site = clone / "slurm/site.sh"
+    site.write_text("export SBATCH_PARTITION=nowhere SBATCH_TIMELIMIT=1\n")
+    words = [*LAUNCHER, *overrides(generalist__num_tokens=str(64 * 20)), "sae.k=2,4"]
+    command = [clone / "slurm/sweep", "train", *words]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "invalid partition specified: nowhere" in done.stderr
+    done = subprocess.run(
+        [*command, "hydra.launcher.partition=dev"], cwd=tmp_path, env=cluster.environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 jobs finished" in done.stdout
+    site.write_text("container=(apptainer exec ssae.sif)\n")
+    done = subprocess.run(
+        command, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "slurm/submit array" in done.stderr
 
 
 def test_a_sweep_given_again_waits_for_the_jobs_it_already_has(cluster, overrides, tmp_path):

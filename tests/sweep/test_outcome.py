@@ -1,6 +1,8 @@
 """Sweeps of the real command: a failure does not end them, what is done is not done again."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,40 @@ def test_a_failing_job_does_not_end_a_sweep_and_a_relaunch_does_only_what_is_lef
     }
     assert changed == {"sae.k=65"}
     assert len(list(tmp_path.glob("runs/*/sweep_*"))) == 1
+
+
+@pytest.mark.slow
+def test_jobs_of_studies_of_several_names_are_one_sweep(train_command, start, tmp_path):
+    command = train_command(generalist__num_tokens=str(64 * 20))
+    process = start(tmp_path, *command, "-m", "name=first,second,a/b")
+    assert process.end() == 0
+    [page] = tmp_path.glob("runs/*/sweep_*/summary.html")
+    assert "3 of 3 jobs finished" in page.read_text()
+    [table] = tmp_path.glob("runs/*/sweep_*/summary.csv")
+    header, *rows = table.read_text().splitlines()
+    assert "train/fvu" in header
+    assert len(rows) == 3
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_a_summary_and_a_line(train_command, start, tmp_path):
+    command = train_command()
+    process = start(tmp_path, *command, "-m", "sae.k=2,4", "hydra/launcher=joblib")
+    process.wait_for("artifacts/train/*.checkpoints/*.ckpt", 2)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        words = path.read_bytes() if path.exists() else b""
+        parent = path.with_name("stat").read_text().split(")")[1].split()[1] if words else ""
+        if b"popen_loky_posix" in words and parent == str(process.popen.pid):
+            os.kill(int(path.parent.name), signal.SIGKILL)
+            break
+    assert process.end() == 1
+    assert len(process.said()) == 1
+    assert "Traceback" not in process.err.read_text().split("ssae: ")[-1]
+    [page] = tmp_path.glob("runs/*/sweep_*/summary.html")
+    assert "0 of 2 jobs finished" in page.read_text()
+    again = start(tmp_path, *command, "-m", "sae.k=2,4")
+    assert again.end() == 0
+    assert "2 of 2 jobs finished" in page.read_text()
 
 
 def test_a_metric_is_found_by_its_name(tmp_path):

@@ -15,7 +15,7 @@ def job(folder: Path, number: int, fvu: float | None, *overrides: str, **outcome
     path = folder / f"job{number}"
     path.mkdir(parents=True)
     record = {
-        "status": "finished", "config": "0", "overrides": ["sae=topk", *overrides],
+        "status": "finished", "config": "0", "verb": "run", "overrides": ["sae=topk", *overrides],
         "arm": "specialist", "value": fvu, "seconds": 1.5, "error": None, "host": "n1", "job": "7",
     } | outcome  # fmt: skip
     (path / "outcome.json").write_text(json.dumps(record))
@@ -31,9 +31,9 @@ def job(folder: Path, number: int, fvu: float | None, *overrides: str, **outcome
         (path / "metrics.json").write_text(json.dumps(rows))
 
 
-def printed(folder: Path) -> str:
+def printed(folder: Path, num_jobs: int = 0) -> str:
     buffer = io.StringIO()
-    summarise(folder, Console(file=buffer, width=120))
+    summarise(folder, num_jobs, Console(file=buffer, width=120))
     return buffer.getvalue()
 
 
@@ -45,7 +45,7 @@ def test_jobs_are_averaged_over_seeds_with_an_interval(tmp_path):
             job(tmp_path, number, fvu, f"objective.tilt={tilt}", f"seed={seed}")
             number += 1
     first, second = settings_of(read_jobs(tmp_path))
-    assert (first.name, second.name) == ("objective.tilt=0", "objective.tilt=5")
+    assert (first.name, second.name) == ("tilt=0", "tilt=5")
     mean, half = first.mean(("fvu", "subdomain_test"))
     assert mean == pytest.approx(np.mean(values["0"]))
     interval = stats.t.interval(0.95, 2, mean, stats.sem(values["0"]))
@@ -70,8 +70,8 @@ def test_what_did_not_finish_is_named_with_the_reason(tmp_path):
     job(tmp_path, 2, None, "sae.k=8", status="running", seconds=None)
     (tmp_path / "job3").mkdir()
     (tmp_path / "job3/outcome.json").write_text('{"status": "fin')  # torn
-    text = printed(tmp_path)
-    assert "1 of 3 jobs finished" in text
+    text = printed(tmp_path, 5)
+    assert "1 of 5 jobs finished" in text
     assert "failed: sae.k=<b>65: k must be <= 64 & more" in text
     assert "running: sae.k=8: runs, or was killed (job 7 on n1)" in text
     page = (tmp_path / "summary.html").read_text()
@@ -82,3 +82,18 @@ def test_what_did_not_finish_is_named_with_the_reason(tmp_path):
 def test_a_folder_without_jobs_gets_no_summary(tmp_path):
     assert printed(tmp_path) == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_jobs_of_two_verbs_are_no_seeds_of_one_setting(tmp_path):
+    job(tmp_path, 0, 0.5, "seed=0")
+    job(tmp_path, 1, 0.5, "seed=0", verb="evaluate")
+    assert [setting.name for setting in settings_of(read_jobs(tmp_path))] == [
+        "verb=evaluate", "verb=run"
+    ]  # fmt: skip
+
+
+def test_settings_that_only_differ_where_names_are_cut_keep_their_names(tmp_path):
+    for number, lr in enumerate(("0.00100001", "0.00100002")):
+        job(tmp_path, number, 0.5, f"specialist.lr={lr}")
+    names = [setting.name for setting in settings_of(read_jobs(tmp_path))]
+    assert names == ["specialist.lr=0.00100001", "specialist.lr=0.00100002"]
