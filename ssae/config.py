@@ -36,9 +36,8 @@ def wandb_offline() -> bool:
     """W&B without a key would stop and ask: run offline then (`wandb sync` uploads later)."""
     if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
         return os.environ.get("WANDB_MODE", "online") != "online"
-    from wandb.sdk.lib import wbauth
-
     import wandb
+    from wandb.sdk.lib import wbauth
 
     host = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
     try:

@@ -11,7 +11,7 @@ from ssae.report.svg import INK, RC, canvas, plain, to_svg
 COLOUR = "#2A7FD0"
 LONGEST = 28
 """Characters of a name beside its point; the table has it in full."""
-MOST_NAMED = 12
+MOST_NAMED = 6
 """More names would cover each other: then those of the front."""
 
 

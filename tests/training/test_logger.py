@@ -78,7 +78,7 @@ def test_offline_pieces_are_one_run_when_they_are_uploaded(train_command, start,
     for piece in pieces:
         subprocess.run(
             [sys.executable, "-m", "wandb", "sync", piece], env=os.environ | online(service),
-            check=True, capture_output=True, timeout=120,
+            check=True, capture_output=True, timeout=120, cwd=tmp_path,
         )  # fmt: skip
     [run] = service.runs.values()
     assert steps(run["history"]) == numbers
@@ -125,9 +125,9 @@ def test_only_rank_zero_has_a_run(train_command, start, service, tmp_path):
 
 
 def test_the_run_of_an_agent_of_a_sweep_is_the_evaluation(monkeypatch, tmp_path):
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    import wandb
     from ssae.training import logger
 
     monkeypatch.setenv("WANDB_MODE", "offline")
