@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -33,12 +34,16 @@ def queued_jobs(folder: Path) -> str:
 
 
 def count_jobs(overrides: Sequence[str]) -> int:
-    """Return how many jobs a grid of overrides has.
+    """Return how many jobs a grid of overrides has; 0 where that takes more than the overrides.
 
     >>> count_jobs(["verb=run", "seed=0,1,2", "objective.tilt=choice(0, 5)"])
     6
+    >>> count_jobs(["verb=run", "sae=glob(*)"])
+    0
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if any(one.value_type == ValueType.GLOB_CHOICE_SWEEP for one in parsed):
+        return 0  # the configs of a group, which the sweeper looks up
     swept = [one for one in parsed if one.is_discrete_sweep()]
     return math.prod(len(list(one.sweep_string_iterator())) for one in swept)
 

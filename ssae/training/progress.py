@@ -13,9 +13,9 @@ from ssae.report.table import spell
 log = logging.getLogger(__name__)
 
 NUM_LINES = 20
-"""At most, of a run in a file, where a line cannot be written over."""
-SECONDS = 5.0
-"""At least, between two of them."""
+"""Of a run in a file, where a line cannot be written over."""
+SECONDS = 5.0, 60.0
+"""Between two of them at least, however short the run is, and at most, however long."""
 
 
 class ProgressBar(TQDMProgressBar):
@@ -85,8 +85,10 @@ class ProgressLines(LightningBar):
         """Say how far it is."""
         step = trainer.global_step
         now = time.perf_counter()
-        due = step % max(1, self.num_steps // NUM_LINES) == 0 and now > self._said + SECONDS
-        if not due and step != self.num_steps:
+        least, most = SECONDS
+        silent = now - self._said
+        due = step % max(1, self.num_steps // NUM_LINES) == 0 and silent >= least
+        if not due and silent < most and step != self.num_steps:
             return
         self._said = now
         rate = (step - self._first) / max(now - self._start, 1e-9)

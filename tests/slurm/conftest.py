@@ -54,11 +54,11 @@ class Cluster:
 
     def end(self, job: str, log: Path) -> str:
         """Return the state of a job that has ended; one that was requeued need not wait."""
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         pending = 0
         while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING"):
             assert time.monotonic() < deadline, state + (log.read_text() if log.exists() else "")
-            pending += state == "PENDING"
+            pending = pending + 1 if state == "PENDING" else 0
             if (
                 pending == 10
             ):  # SLURM itself lets two minutes pass, so that all of the old job is gone

@@ -8,7 +8,7 @@ import pytest
 from ssae.train import train
 
 
-@pytest.mark.parametrize(("seconds", "num_lines"), [(0, 20), (60, 1)])
+@pytest.mark.parametrize(("seconds", "num_lines"), [((0, 60), 20), ((60, 60), 1), ((60, 0), 20)])
 def test_a_log_gets_lines_with_rates_and_no_bar(
     make_study, tmp_path, caplog, monkeypatch, seconds, num_lines
 ):
