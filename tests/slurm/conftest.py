@@ -54,7 +54,7 @@ class Cluster:
 
     def end(self, job: str, log: Path) -> str:
         """Return the state of a job that has ended; one that was requeued need not wait."""
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 600
         pending = 0
         while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING"):
             assert time.monotonic() < deadline, state + (log.read_text() if log.exists() else "")

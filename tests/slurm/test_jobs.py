@@ -96,7 +96,7 @@ def test_a_requeued_job_ends_with_the_same_bits(
 
 def test_a_job_whose_time_is_up_goes_on_until_its_last_step(cluster, start, overrides, tmp_path):
     """SLURM looks at the time every half minute, so the job takes longer than that."""
-    words = overrides(generalist__num_tokens=str(64 * 20_000))
+    words = overrides(generalist__num_tokens=str(64 * 30_000))
     flags = ("--cpus-per-task=1", "--time=1", "--signal=USR1@50")
     job = cluster.submit(tmp_path, "cpu", "train", *flags, "--", *words)
     log = tmp_path / f"runs/slurm/{job}.log"
