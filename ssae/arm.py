@@ -31,6 +31,8 @@ class Arm:
         num_tokens: tokens trained on; more than the budget means several epochs, 0 takes the SAE of
             `init_from` as it is.
         lr: learning rate of this arm.
+        num_snapshots: weights kept on the way, for TracIn (training/snapshots.py); 0 for none, as
+            where num_tokens is 0.
     """
 
     retriever: Retriever
@@ -40,6 +42,7 @@ class Arm:
     objective: Objective
     num_tokens: int
     lr: float
+    num_snapshots: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -74,6 +77,11 @@ class Arm:
         if not self.lr > 0:
             raise ValueError(
                 f"lr must be positive, got {self.lr}; set generalist.lr or specialist.lr to 1e-3"
+            )
+        if self.num_snapshots < 0:
+            raise ValueError(
+                f"num_snapshots must not be negative, got {self.num_snapshots}; set num_snapshots "
+                "of that arm, e.g. generalist.num_snapshots=2"
             )
 
 

@@ -50,6 +50,9 @@ def study_of(cfg: DictConfig) -> Any:
     missing = [name for name in names if name not in values]
     if missing:
         raise ValueError(f"{missing[0]} was taken out of the config; set {missing[0]}=...")
+    seed = values["seed"]  # of many parts, each of which would name itself
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}; set seed=<a whole number>")
     known = {name: values[name] for name in names}
     try:
         return Study(**hydra.utils.instantiate(known, _convert_="all"))
@@ -93,9 +96,11 @@ def call_verb(verb: str, study: Any) -> None:
 
             run(study)
         case "retrieve":
-            from ssae.retrieve import retrieve_for
+            from ssae.retrieve import retrieve_for, show
 
-            print_made(retrieve_for(study, study.arm))
+            artifact = retrieve_for(study, study.arm)
+            show(study, artifact)
+            print_made(artifact)
         case "harvest":
             from ssae.harvest import harvest_all_for
 
@@ -198,7 +203,7 @@ def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for name in ("httpx", "faiss.loader", "bm25s"):
+    for name in ("httpx", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every matrix product
     # Said on every machine that has SLURM; ranks that nobody started are refused anyway.

@@ -1,7 +1,6 @@
 """What composing a config needs: where conf/ lies, and the resolvers that it uses."""
 
 import datetime
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -11,6 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+
+from ssae.artifact.store import content_hash
 
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package, in a clone beside it.
@@ -53,7 +54,7 @@ def run_id() -> str:
 
 def sweep_dir(runs: str, name: str, overrides: Any) -> str:
     """Return the folder of a sweep: the same for the same command, so that it continues."""
-    return str(Path(runs, name, f"sweep_{_digest(sorted(overrides))[:8]}"))
+    return str(Path(runs, name, f"sweep_{content_hash(sorted(overrides))[:8]}"))
 
 
 def swept(overrides: Any) -> list[str]:
@@ -70,11 +71,11 @@ def job_id(overrides: Any, swept: Any) -> str:
     """Return the name of a job's folder: what it does not share with the others, and a hash of all.
 
     >>> job_id(["seed=1", "verb=run", "corpus.pool=/data/pool", "objective.tilt=5"], ["seed"])
-    'seed=1-7d1267f7'
+    'seed=1-13e32e3f'
     """
     own = [word for word in overrides if word.split("=", 1)[0] in swept]
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join(sorted(own)))[:100]
-    return f"{name}-{_digest(sorted(overrides))[:8]}".removeprefix("-")
+    return f"{name}-{content_hash(sorted(overrides))[:8]}".removeprefix("-")
 
 
 def group() -> str:
@@ -85,7 +86,3 @@ def group() -> str:
         return ""
     sweeps = hydra.mode == RunMode.MULTIRUN
     return "/".join(Path(hydra.sweep.dir if sweeps else hydra.run.dir).parts[-2:])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(str(value).encode()).hexdigest()[:16]

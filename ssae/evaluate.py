@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ssae.activation.reader import Activations
 from ssae.activation.rows import Rows
 from ssae.artifact.store import Artifact, build
-from ssae.corpus.base import load_splits
+from ssae.corpus.base import TESTS, load_split
 from ssae.harvest import harvest
 from ssae.metric.frequency import Frequency, frequency_of, rank_bins
 from ssae.metric.latents import (
@@ -27,6 +27,7 @@ from ssae.metric.latents import (
 )
 from ssae.metric.rows import count_rows, ratio_rows
 from ssae.metric.splice import SplitSums, measure_split
+from ssae.read_pool import read_corpus
 from ssae.retrieve import retrieve
 from ssae.sae.base import SparseAutoencoder
 from ssae.sae.files import load
@@ -36,7 +37,6 @@ from ssae.train import train
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("subdomain_test", "general_test")
 NUM_DIFFERING = 10
 
 
@@ -48,8 +48,8 @@ def evaluate(study: Study) -> Artifact:
     """
     study.language_model.check_causal()  # before the hours that training takes
     trained = {name: train(study, name) for name in study.arms}
-    corpus = study.corpus.build(study.artifacts)
-    harvested = {split: harvest(study, corpus, split, study.evaluation_tokens) for split in SPLITS}
+    corpus = read_corpus(study)
+    harvested = {split: harvest(study, corpus, split, study.evaluation_tokens) for split in TESTS}
     pool_sample = retrieve(study, study.frequency_retriever, study.frequency_tokens)
     inputs = {
         "arms": trained,
@@ -66,11 +66,10 @@ def evaluate(study: Study) -> Artifact:
         lm = study.language_model
         saes = {name: load(artifact.path).to(lm.device_used) for name, artifact in trained.items()}
         frequency = frequency_of(Rows(tokenise(study, pool_sample)).token_counts)
-        splits = load_splits(corpus)._asdict()
         metrics: list[dict[str, Any]] = []
         tables: dict[str, list[dict[str, Any]]] = {"error_by_rank": [], "firing_rates": []}
         fires = {}
-        for split in SPLITS:
+        for split in TESTS:
             mean = Activations(harvested[split]).mean
             rows = Rows(tokenise(study, corpus, split, study.evaluation_tokens))
             sums = measure_split(study, saes, rows, mean, frequency, name=split)
@@ -90,7 +89,7 @@ def evaluate(study: Study) -> Artifact:
             saes,
             fires["subdomain_test"],
             activations,
-            splits["subdomain_test"],
+            load_split(corpus, "subdomain_test"),
             _of_training(trained[study.arm], "recycled").bool(),
         )
         for name, content in (("metrics", metrics), ("tables", tables)):

@@ -21,11 +21,12 @@ from ssae.activation.writer import ShardWriter
 from ssae.artifact.store import Artifact, locate
 from ssae.artifact.together import barrier, build_together, from_all_ranks, from_rank_zero
 from ssae.process.progress import progress_bar
-from ssae.process.signals import disarm, unwrapped_interrupts
+from ssae.process.signals import unwrapped_interrupts
 from ssae.retrieve import retrieve_for
 from ssae.sample import sample
 from ssae.study import Study
 from ssae.tokenise import tokenise
+from ssae.training.trainer import predict_trainer
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +98,15 @@ def harvest_all(
     ]
     places = [locate(study.artifacts, "harvest", inputs).partial for inputs in all_inputs]
     hookpoint_at = dict(zip(places, hookpoints, strict=True))
-    trainer = _trainer(study)
+    trainer = predict_trainer(study)
 
     def make(folders: list[Path]) -> list[Mapping[str, Any]]:
         by_hookpoint = {hookpoint_at[folder]: folder for folder in folders}
         return write_shards(study, Rows(tokenised), by_hookpoint, trainer)
 
-    artifacts = build_together(study.artifacts, "harvest", all_inputs, make, trainer)
+    artifacts = build_together(
+        study.artifacts, [("harvest", inputs) for inputs in all_inputs], make, trainer
+    )
     return dict(zip(hookpoints, artifacts, strict=True))
 
 
@@ -189,23 +192,6 @@ def check_model(study: Study) -> list[str]:
         )
     names = [study.hookpoint, *(study.hookpoints or [])]
     return list(dict.fromkeys(lm.resolve(name) for name in names))
-
-
-def _trainer(study: Study) -> L.Trainer:
-    """Return a Trainer of the study's ranks that adds nothing of its own to the forward passes."""
-    options = study.trainer.keywords
-    trainer = L.Trainer(
-        **{k: options[k] for k in ("accelerator", "devices", "num_nodes") if k in options},
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        inference_mode=False,  # the language model enters it itself
-        default_root_dir=study.artifacts,
-    )
-    disarm(trainer)
-    return trainer
 
 
 def _progress(num_tokens: int, trainer: L.Trainer) -> Progress:

@@ -45,8 +45,13 @@ writes  runs/<name>/<time>/{report.html, metrics.json, artifacts/}
 steered by  budget_tokens, generalist.*, specialist.*, sae.*, objective.*, training.*, seed""",
     "retrieve": """\
 reads   corpus.pool, corpus.seeds
-writes  artifacts/retrieve/<hash>/documents   datasets folder: text, source, score, rank, retriever
-steered by  retriever=dense|bm25|random, retriever.*, budget_tokens, arm=<whose documents>""",
+writes  artifacts/retrieve/<hash>/documents        datasets folder: text, source, hash, score, rank,
+          query (number of the closest seed), retriever, num_tokens, num_characters, document
+        artifacts/retrieve/<hash>/retrieval.html   scores, sources, seeds, a map, the border
+steered by  retriever=dense|bm25|hybrid|hybrid_minilm|dense_tracin|bm25_tracin|random, retriever.*,
+  retriever/embedder=tfidf|minilm|subject|hf|..., selection.*, budget_tokens, arm=<whose documents>
+An interrupted pass over the pool continues when the same command is given again.
+Several devices: torchrun --nproc-per-node 2 -m ssae retrieve trainer.devices=2 [overrides]""",
     "harvest": """\
 reads   the documents of arm=
 writes  artifacts/harvest/<hash>/shard_*.safetensors   activations; token, document, position

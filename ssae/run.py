@@ -18,14 +18,18 @@ from ssae.evaluate import evaluate
 from ssae.metric.formulas import fvu, l0
 from ssae.metric.rows import row
 from ssae.process.ranks import rank
+from ssae.read_pool import read_corpus
 from ssae.report.html import write_report
 from ssae.report.terminal import print_table
 from ssae.retrieve import ranking_quality, retrieve, retrieve_for
+from ssae.retriever.base import Retriever
 from ssae.sae.files import load_description
 from ssae.study import Study
 from ssae.train import train
 from ssae.training.logger import finish, log_metrics, make_logger
 
+OWN = "retriever"
+"""The key of `compare` that is the study's own."""
 NUM_SHOWN = 10
 """Retrieved documents in the report."""
 
@@ -35,14 +39,21 @@ def run(study: Study) -> None:
     study.language_model.check_causal()  # before the hours that training takes
     made = {arm: train(study, arm) for arm in study.arms}
     budget_tokens = study.arms[study.arm].budget_tokens
-    for name, retriever in study.compare.items():
+    for name, retriever in compared(study).items():
         made[f"documents_{name}"] = retrieve(study, retriever, budget_tokens)
     made["documents"] = retrieve_for(study, study.arm)
     made["evaluate"] = evaluate(study)
-    made["corpus"] = study.corpus.build(study.artifacts)
+    made["corpus"] = read_corpus(study)
     if rank() == 0:
         report = write_run(study, made)
         Console().print(f"report: {report}", soft_wrap=True)
+
+
+def compared(study: Study) -> dict[str, Retriever]:
+    """Return {name: retriever} of `compare`; the study's own goes by what it is."""
+    own = study.compare.get(OWN)
+    named = {} if own is None else {own.name: own}
+    return named | {k: v for k, v in study.compare.items() if k != OWN and k not in named}
 
 
 def write_run(study: Study, made: dict[str, Artifact]) -> Path:
@@ -55,7 +66,7 @@ def write_run(study: Study, made: dict[str, Artifact]) -> Path:
         link.symlink_to(artifact.path.resolve(), target_is_directory=True)
     metrics = _read(made["evaluate"].path / "metrics.json")
     tables = _read(made["evaluate"].path / "tables.json")
-    for name in study.compare:
+    for name in compared(study):
         metrics += retrieval_rows(made[f"documents_{name}"], name)
     documents = datasets.Dataset.load_from_disk(made["documents"].path / "documents")
     shown = documents.select(range(min(NUM_SHOWN, len(documents))))

@@ -10,11 +10,17 @@ def check_types(settings: Any, prefix: str = "") -> None:
     Raises:
         ValueError: names the setting, what it must be and what it is.
     """
-    words = {int: "a whole number", float: "a number", str: "a text"}
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if field.type not in words:
+            continue
         wanted = (int, float) if field.type is float else field.type
-        if field.type in words and (isinstance(value, bool) or not isinstance(value, wanted)):  # pyright: ignore[reportArgumentType]
+        if field.type is bool:
+            wrong = not isinstance(value, bool)
+        else:
+            wrong = isinstance(value, bool) or not isinstance(value, wanted)  # pyright: ignore[reportArgumentType]
+        if wrong:
             name, rule = f"{prefix}{field.name}", words[field.type]
             whole = isinstance(value, float) and value % 1 == 0 and field.type is int
             example = int(value) if whole else f"<{rule}>"

@@ -16,6 +16,7 @@ from ssae.corpus.base import Corpus
 from ssae.language_model.frozen import LanguageModel
 from ssae.retriever.base import Retriever
 from ssae.sae.formats import FORMATS
+from ssae.selection import Selection
 from ssae.settings import check_types
 from ssae.training.trainer import check_options
 
@@ -70,6 +71,7 @@ class Study:
     logger: functools.partial[Any] | None
     arm: str
     arms: dict[str, Arm]
+    selection: Selection
     compare: dict[str, Retriever]
     frequency_retriever: Retriever
     frequency_tokens: int
@@ -81,6 +83,8 @@ class Study:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name in ("arms", "compare"):  # null takes one out
+            object.__setattr__(self, name, {k: v for k, v in getattr(self, name).items() if v})
         check_options(self.trainer.keywords)
         self.activation.check_batch(self.training.batch_size_tokens)
         for name, make in (("sae", self.sae), ("extra_sae", self.extra_sae)):
@@ -105,7 +109,6 @@ class Study:
                 f"packing must be one of {', '.join(PACKINGS)}, got {self.packing!r}; "
                 "set packing=packed"
             )
-        object.__setattr__(self, "compare", {k: v for k, v in self.compare.items() if v})
         for name in ("artifacts", "run_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)))
         for name, least, example in (

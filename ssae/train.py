@@ -3,6 +3,9 @@
 sae.safetensors, sae.json    the SAE (ssae.load)
 latents.safetensors          fire_counts, tokens_since_fired (d_sae,) at the end of training;
                              recycled (d_sae,): started anew, at the start or since
+snapshots/step_000123/       the SAE on the way, where the arm has num_snapshots (tracin.py)
+manifest.json                snapshots: step and weight of each; input_scale: training saw
+                             input_scale * activations
 """
 
 import contextlib
@@ -31,6 +34,7 @@ from ssae.training.checkpoints import Checkpoints
 from ssae.training.initialise import extra_sae, initial_sae, steering
 from ssae.training.lit_sae import LitSAE
 from ssae.training.logger import finish, make_logger
+from ssae.training.snapshots import Snapshots
 from ssae.training.trainer import SPEED_ONLY, make_trainer
 
 log = logging.getLogger(__name__)
@@ -63,19 +67,25 @@ def train(study: Study, arm_name: str) -> Artifact:
         "seed": study.seed,
         "format": 1,
     }
+    if arm.num_snapshots > 0:  # a key more only there: SAEs without any stay where they are
+        inputs["num_snapshots"] = arm.num_snapshots
     num_steps = -(-arm.num_tokens // study.training.batch_size_tokens)
     # Beside the artifact, so that there is one until the artifact is complete.
-    folder = locate(study.artifacts, "train", inputs).path.with_suffix(".checkpoints")
+    artifact = locate(study.artifacts, "train", inputs)
+    folder = artifact.path.with_suffix(".checkpoints")
     every_steps = study.training.checkpoint_every_steps
     checkpoints = Checkpoints(folder, every_steps, StopRequest())
-    trainer = make_trainer(study, arm_name, num_steps, [checkpoints])
+    metadata = _metadata(study, arm_name, harvested)
+    snapshots = Snapshots(artifact.partial, arm.num_snapshots, metadata, folder)
+    trainer = make_trainer(study, arm_name, num_steps, [snapshots, checkpoints])
 
     def make(folders: list[Path]) -> list[Mapping[str, Any]]:
         # Not before it is certain that there is something to train: W&B shows every run.
         trainer.logger = make_logger(study, arm_name, inputs, checkpoints.folder)
-        return [_train(study, arm_name, init, harvested, trainer, checkpoints, *folders)]
+        made = _train(study, arm_name, init, harvested, trainer, checkpoints, *folders)
+        return [made | {"snapshots": snapshots.described()}]
 
-    [artifact] = build_together(study.artifacts, "train", [inputs], make, trainer)
+    [artifact] = build_together(study.artifacts, [("train", inputs)], make, trainer)
     if trainer.is_global_zero:
         shutil.rmtree(folder, ignore_errors=True)
     return artifact
@@ -124,20 +134,24 @@ def _train(
     num_tokens = num_steps * training.batch_size_tokens
     sae = lit.finished_sae()
     if trainer.is_global_zero:
-        metadata = {
-            "arm": arm_name,
-            "hookpoint": harvested.manifest["hookpoint"],
-            "language_model": study.language_model.name,
-            "num_tokens": num_tokens,
-            "objective": repr(arm.objective),
-        }
+        metadata = _metadata(study, arm_name, harvested) | {"num_tokens": num_tokens}
         files.save(sae, folder, metadata=metadata)
         latents = {name: value.cpu() for name, value in lit.dead_latents.named_buffers()}
         write_tensors(latents, folder / "latents.safetensors")
     made: dict[str, Any] = {"arm": arm_name, "num_tokens": num_tokens, "seconds": round(seconds, 1)}
+    made["input_scale"] = lit.input_scale
     made |= {name: lit.last_row[name] for name in ("fvu", "l0") if name in lit.last_row}
     num_recycled = int(lit.dead_latents.recycled.sum())
     return made | ({"num_recycled": num_recycled} if num_recycled else {})
+
+
+def _metadata(study: Study, arm_name: str, harvested: Artifact) -> dict[str, Any]:
+    return {
+        "arm": arm_name,
+        "hookpoint": harvested.manifest["hookpoint"],
+        "language_model": study.language_model.name,
+        "objective": repr(study.arms[arm_name].objective),
+    }
 
 
 def _fit(

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 
+import dataclasses
 import functools
 import json
 import pickle
@@ -32,10 +33,14 @@ from ssae.activation.rows import Rows
 from ssae.activation.shards import Tokens, write_statistics
 from ssae.activation.writer import ShardWriter
 from ssae.arm import Arm, Training
-from ssae.artifact.store import build
+from ssae.artifact.store import Artifact, build
+from ssae.corpus.base import SPLITS, Corpus, load_split
 from ssae.corpus.files import Files
+from ssae.corpus.part import Part
 from ssae.language_model.frozen import LanguageModel
 from ssae.objective.erm import ERM
+from ssae.pool.pool import Pool
+from ssae.read_pool import read_corpus
 from ssae.retriever.random import Random
 from ssae.sae.base import SparseAutoencoder
 from ssae.sae.batchtopk import BatchTopKSAE
@@ -44,6 +49,7 @@ from ssae.sae.jumprelu import JumpReLUSAE
 from ssae.sae.matryoshka import MatryoshkaSAE
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
+from ssae.selection import Selection
 from ssae.study import Export, Study
 from ssae.tokenise import tokenise
 
@@ -236,8 +242,9 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
 
     def make(folder: Path, **changes: Any) -> Study:
         files = Files(
-            **corpus_files, min_characters=1, subdomain_source=None, test_share=0.5,
-            general_test_share=0.5, text_field="text", source_field="source",
+            **corpus_files, min_characters=1, max_characters=None, subdomain_source=None,
+            test_share=0.5, general_test_share=0.5, text_field="text", source_field="source",
+            num_workers=0,
         )  # fmt: skip
         training = Training(
             batch_size_tokens=64, warmup_steps=4, decay_share=0.2,
@@ -271,12 +278,93 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
             ),
             "extra_sae": None, "training": training, "trainer": trainer, "logger": None,
             "arm": "second", "arms": arms, "compare": {},
+            "selection": Selection(near_duplicates=0.8, seed_share=1.0),
             "frequency_retriever": Random(seed=0, draw="frequency"), "frequency_tokens": 1000,
             "evaluation_batch_tokens": 256, "evaluation_tokens": 600, "num_bootstraps": 50,
             "minimise": "subdomain_test/perplexity_spliced/second",
             "export": Export(sae=None, format="saelens", path=None),
         }  # fmt: skip
         return Study(**(study | changes))
+
+    return make
+
+
+class Corpora(NamedTuple):
+    """A corpus that has been read: what unit tests ask for."""
+
+    study: Study
+    artifact: Artifact
+    pool: Pool
+
+    def documents(self, split: str) -> list[tuple[str, str]]:
+        """(text, source) of the documents of a split."""
+        if split == "pool":
+            return list(zip(self.pool.texts(), self.pool.sources(), strict=True))
+        rows = load_split(self.artifact, split)
+        return list(zip(rows["text"], rows["source"], strict=True))
+
+    def texts(self, split: str) -> list[str]:
+        return [text for text, _ in self.documents(split)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedPart(Part):
+    """Documents in memory, (text, source) each."""
+
+    rows: list
+
+    def documents(self):
+        for text, source in self.rows:
+            yield {"text": text, "source": source}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listed(Corpus):
+    """A corpus in memory: a list of parts, and splits; a document is (text, source)."""
+
+    min_characters: int = 3
+    max_characters: int | None = None
+    subdomain_source: str | None = None
+    num_workers: int | None = dataclasses.field(default=0, metadata={"content": False})
+    parts_of_pool: list
+    splits: dict
+
+    def identity(self):
+        return {}
+
+    def parts(self):
+        return [ListedPart(rows) for rows in self.parts_of_pool]
+
+    def own_documents(self):
+        return {name: ListedPart(rows).documents() for name, rows in self.splits.items()}
+
+
+@pytest.fixture(scope="session")
+def listed() -> Callable[..., Listed]:
+    """Return a function that gives a corpus of texts, or (text, source), in memory."""
+
+    def sourced(rows: list) -> list:
+        return [(row, "web") if isinstance(row, str) else tuple(row) for row in rows]
+
+    def make(*parts: list, **changes: Any) -> Listed:
+        splits = {
+            "seeds": ["seed one"], "subdomain_test": ["sub test"], "general_test": ["gen test"],
+        }  # fmt: skip
+        splits |= {name: changes.pop(name) for name in SPLITS[1:] if name in changes}
+        splits = {name: sourced(rows) for name, rows in splits.items()}
+        return Listed(parts_of_pool=[sourced(rows) for rows in parts], splits=splits, **changes)
+
+    return make
+
+
+@pytest.fixture
+def read(make_study: Callable[..., Study], tmp_path: Path) -> Callable[..., Corpora]:
+    """Return a function that reads a corpus: as verbs do, but for the rest of the study."""
+
+    def make(corpus: Corpus, folder: Path = tmp_path, **changes: Any) -> Corpora:
+        study = make_study(folder, corpus=corpus, **changes)
+        artifact = read_corpus(study)
+        return Corpora(study, artifact, Pool(artifact, corpus))
 
     return make
 

@@ -189,7 +189,7 @@ def test_a_full_disk_names_the_artifact_and_says_what_to_set(
         with Path("/dev/full").open("w") as full:
             full.write("x")
 
-    monkeypatch.setattr("ssae.retrieve.np.save", save)
+    monkeypatch.setattr("ssae.score.np.save", save)
     message = fail("retrieve", "retriever=random", *overrides(files))
     assert re.search(r"the disk became full while making .*artifacts/score/\w+\.partial: ", message)
     assert "set artifacts=<a folder on a larger disk>" in message

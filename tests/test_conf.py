@@ -26,6 +26,13 @@ NEEDED = {
     "retriever/embedder=hf": ["retriever.embedder.name=a/b"],
 }  # fmt: skip
 
+# In the order of conf/config.yaml.
+ARMS = {
+    "experiment=selections": [
+        "generalist", "control", "bm25", "dense", "hybrid", "bm25_tracin", "dense_tracin",
+    ],
+}  # fmt: skip
+
 CHOICES = [
     f"{path.relative_to(CONF).parent}={path.stem}" for path in sorted(CONF.rglob("*/*.yaml"))
 ]
@@ -41,7 +48,8 @@ def compose(overrides: list[str], run_dir: Path) -> Study:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_every_group_makes_a_study(choice: str, tmp_path: Path):
     study = compose([choice, *NEEDED.get(choice, [])], tmp_path)
-    assert list(study.arms) == ["generalist", "control", "specialist_erm", "specialist"]
+    expected = ARMS.get(choice, ["generalist", "control", "specialist_erm", "specialist"])
+    assert list(study.arms) == expected
 
 
 def test_an_sae_of_every_architecture_is_built_from_its_yaml(tmp_path: Path):
@@ -108,7 +116,11 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ("num_bootstraps=1", "at least 2, got 1; set num_bootstraps=1000$"),
         ("training.warmup_steps=-1", "not be negative, got -1; set training.warmup_steps=100"),
         ("training.screening=no", "auto or exact, got 'no'; set training.screening=auto"),
-        ("seed=0.5", "seed must be a whole number, got 0.5; set seed=<a whole number>$"),
+        ("seed=0.5", r"whole number, got 0.5; set seed=<a whole number>"),
+        (
+            "retriever=random seed=0.5",
+            "seed must be a whole number, got 0.5; set seed=<a whole number>$",
+        ),
         ("shard_tokens=1e5", "shard_tokens must be a whole number, .*; set shard_tokens=100000$"),
         ("corpus.test_share=1", "test_share must lie strictly between"),
         ("objective.tilt=inf", "tilt must be finite"),
@@ -125,7 +137,7 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(
     override: str, rule: str, tmp_path: Path
 ):
     with pytest.raises(Exception, match=rule):
-        compose([override], tmp_path)
+        compose(override.split(), tmp_path)
 
 
 @pytest.mark.parametrize("launcher", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])

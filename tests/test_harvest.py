@@ -17,9 +17,10 @@ from ssae.activation.rows import Rows
 from ssae.activation.shards import Tokens
 from ssae.activation.writer import ShardWriter
 from ssae.artifact.store import Artifact
-from ssae.corpus.base import load_splits
+from ssae.corpus.base import load_split
 from ssae.harvest import check_model, harvest, harvest_all, harvest_for
 from ssae.language_model.frozen import LanguageModel
+from ssae.read_pool import read_corpus
 from ssae.study import Study
 from ssae.tokenise import tokenise
 
@@ -62,7 +63,7 @@ def compare_with_transformers(
 @pytest.mark.parametrize("max_tokens", [None, 123])
 def test_packed_tokens_are_the_hidden_states_of_transformers(make_study, tmp_path, max_tokens):
     study = make_study(tmp_path, shard_tokens=100)
-    corpus = study.corpus.build(study.artifacts)
+    corpus = read_corpus(study)
     harvested = harvest(study, corpus, "general_test", max_tokens)
     rows = Rows(tokenise(study, corpus, "general_test", max_tokens))
     batches = [rows.batch([number]) for number in range(len(rows))]
@@ -79,9 +80,9 @@ def test_packed_tokens_are_the_hidden_states_of_transformers(make_study, tmp_pat
 
 def test_documents_alone_are_the_hidden_states_of_transformers(make_study, tmp_path):
     study = make_study(tmp_path, packing="documents", shard_tokens=100, harvest_batch_tokens=200)
-    corpus = study.corpus.build(study.artifacts)
+    corpus = read_corpus(study)
     lm, rows, documents = study.language_model, [], []
-    for document, text in enumerate(load_splits(corpus).general_test["text"]):
+    for document, text in enumerate(load_split(corpus, "general_test")["text"]):
         ids = lm.tokenizer(text)["input_ids"]
         for start in range(0, len(ids), study.context_length - 1):
             row = [lm.tokenizer.bos_token_id, *ids[start : start + study.context_length - 1]]
@@ -108,7 +109,7 @@ def test_batch_and_shard_sizes_change_nothing_but_the_files(make_study, tmp_path
 
 def test_a_row_longer_than_a_shard_is_a_shard(make_study, tmp_path):
     study = make_study(tmp_path, shard_tokens=5)
-    corpus = study.corpus.build(study.artifacts)
+    corpus = read_corpus(study)
     harvested = harvest(study, corpus, "general_test", 100)
     rows = Rows(tokenise(study, corpus, "general_test", 100))
     assert harvested.manifest["shard_sizes"] == rows.text_tokens.tolist()
@@ -129,13 +130,13 @@ def test_statistics_are_those_of_the_stored_activations(make_study, tmp_path):
 def test_hookpoints_of_one_pass_are_those_of_passes_of_their_own(make_study, tmp_path):
     names = ["gpt_neox.layers.1", "gpt_neox.layers.0.attention", "gpt_neox.layers.2.mlp"]
     together = make_study(tmp_path / "together", hookpoints=[*names[1:], names[0]])
-    corpus = together.corpus.build(together.artifacts)
+    corpus = read_corpus(together)
     found = harvest_all(together, corpus, check_model(together), "general_test")
     assert list(found) == names
     assert harvest(together, corpus, "general_test") == found[names[0]]
     for name in names:
         study = make_study(tmp_path / "alone", hookpoint=name)
-        alone = harvest(study, study.corpus.build(study.artifacts), "general_test")
+        alone = harvest(study, read_corpus(study), "general_test")
         assert alone.hash == found[name].hash
         assert alone.manifest["hookpoint"] == name
         assert contents(alone.path) == contents(found[name].path)
@@ -144,7 +145,7 @@ def test_hookpoints_of_one_pass_are_those_of_passes_of_their_own(make_study, tmp
 
 def test_a_hookpoint_that_is_there_is_not_made_again(make_study, tmp_path, caplog):
     study = make_study(tmp_path)
-    corpus = study.corpus.build(study.artifacts)
+    corpus = read_corpus(study)
     first = harvest(study, corpus, "general_test")
     before = contents(first.path)
     more = dataclasses.replace(study, hookpoints=["gpt_neox.layers.0"])
@@ -320,7 +321,7 @@ def test_the_plan_is_told_before_the_work(make_study, tmp_path, caplog):
 def test_a_non_finite_activation_is_named(make_study, tmp_path):
     # Embeddings: anywhere else attention would spread it over the row.
     study = make_study(tmp_path, shard_tokens=100, hookpoint="gpt_neox.embed_in")
-    corpus = study.corpus.build(study.artifacts)
+    corpus = read_corpus(study)
     tokens = everything(harvest(study, corpus, "general_test"))
     where = next(i for i in range(150, 400) if (tokens.token_ids != tokens.token_ids[i])[:i].all())
     broken = dataclasses.replace(study, artifacts=tmp_path / "broken")

@@ -12,6 +12,7 @@ import pytest
 
 from ssae.artifact.store import Artifact
 from ssae.harvest import check_model, harvest_all
+from ssae.read_pool import read_corpus
 from ssae.study import Study
 
 RANK = """
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from ssae.activation.writer import ShardWriter
 from ssae.harvest import check_model, harvest_all
+from ssae.read_pool import read_corpus
 
 torch.set_num_threads(1)
 study, die_after = pickle.loads(Path(sys.argv[1]).read_bytes())
@@ -33,7 +35,7 @@ def dying(writer):
 
 ShardWriter.finish = dying
 for _ in range(2):
-    harvest_all(study, study.corpus.build(study.artifacts), check_model(study), "general_test")
+    harvest_all(study, read_corpus(study), check_model(study), "general_test")
 Path(sys.argv[1]).with_name(f"made_by_{os.environ['RANK']}").write_text(str(made))
 """
 
@@ -62,7 +64,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def all_there(study: Study) -> dict[str, Artifact]:
     """The artifacts, which this process need not make: it could not start two ranks."""
-    documents = study.corpus.build(study.artifacts)
+    documents = read_corpus(study)
     found = harvest_all(study, documents, check_model(study), "general_test")
     assert not list((study.artifacts / "harvest").glob("*.partial"))
     return found

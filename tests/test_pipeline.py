@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 import ssae
@@ -76,3 +77,18 @@ def test_a_saved_sae_is_a_generalist_and_a_sweep_shares_its_artifacts(
     assert {"TERM(tilt=0)", "TERM(tilt=5)"} <= objectives
     harvests = [path for path in artifacts(tmp_path) if "/harvest/" in path]
     assert len(harvests) == 2  # the generalist's documents and the specialists'
+
+
+@pytest.mark.slow
+def test_optuna_is_told_what_the_jobs_measured(
+    run_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.chdir(tmp_path)
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=minimize"]
+    run(monkeypatch, "run", "-m", *words, *run_overrides, "specialist.lr=interval(1e-4,1e-2)")
+    [sweep] = (tmp_path / "runs" / "files").iterdir()
+    best = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    values = [json.loads(path.read_text())["value"] for path in sweep.glob("*/outcome.json")]
+    assert len(values) == 2
+    assert best["best_value"] == min(values)

@@ -28,26 +28,24 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=365)
-"""Another job's lock, or a slower rank, is waited for; a rank that dies is the launcher's."""
+"""Another job's lease, or a slower rank, is waited for; a rank that dies is the launcher's."""
 VISIBLE_SECONDS = 120
 """How long the file system of another node may take to show a new name."""
 
 
 def build_together(
     root: Path,
-    verb: str,
-    all_inputs: Sequence[Mapping[str, Any]],
+    wanted: Sequence[tuple[str, Mapping[str, Any]]],
     make: Callable[[list[Path]], list[Mapping[str, Any]]],
     trainer: L.Trainer,
 ) -> list[Artifact]:
-    """Return the artifacts of `verb` for each of `all_inputs`, made by all ranks.
+    """Return the artifacts that are wanted, made by all ranks.
 
     Args:
         root: the artifacts folder; all nodes see it.
-        verb: names the sub-folder.
-        all_inputs: what decides the content of each; all different.
+        wanted: (verb, inputs) of each: its sub-folder, and what decides its content; all different.
         make: called by every rank with the partial folders of the artifacts that are missing, in
-            the order of `all_inputs`; continues what it finds there. What it returns on rank 0 is
+            the order of `wanted`; continues what it finds there. What it returns on rank 0 is
             added to their manifests; it is sealed when all ranks have returned.
         trainer: whose ranks take part.
 
@@ -56,9 +54,9 @@ def build_together(
             were not started by a launcher.
     """
     connect(trainer)
-    artifacts = [locate(root, verb, inputs) for inputs in all_inputs]
-    with contextlib.ExitStack() as locks:
-        missing = from_rank_zero(lambda: _lock_missing(artifacts, locks))
+    artifacts = [locate(root, verb, inputs) for verb, inputs in wanted]
+    with contextlib.ExitStack() as leases:
+        missing = from_rank_zero(lambda: _lease_missing(artifacts, leases))
         if missing:
             with contextlib.ExitStack() as begun:  # on rank 0: another must not remove them
                 folders = from_rank_zero(
@@ -69,7 +67,7 @@ def build_together(
 
             def seal_all() -> None:
                 for index, extra in zip(missing, extras, strict=True):
-                    seal(artifacts[index], all_inputs[index], extra)
+                    seal(artifacts[index], wanted[index][1], extra)
 
             from_rank_zero(seal_all)
     for artifact in artifacts:
@@ -161,11 +159,11 @@ def _control() -> dist.ProcessGroup:
     return group
 
 
-def _lock_missing(artifacts: list[Artifact], locks: contextlib.ExitStack) -> list[int]:
-    """Lock, in an order all jobs share, what is missing; return it when that is settled."""
+def _lease_missing(artifacts: list[Artifact], leases: contextlib.ExitStack) -> list[int]:
+    """Lease, in an order all jobs share, what is missing; return it when that is settled."""
     for artifact in sorted(artifacts, key=lambda artifact: artifact.path):
         if not artifact.path.exists():
-            locks.enter_context(lease(artifact.path))
+            leases.enter_context(lease(artifact.path))
     missing = [i for i, artifact in enumerate(artifacts) if not artifact.path.exists()]
     for index in set(range(len(artifacts))) - set(missing):
         check(artifacts[index])

@@ -1,4 +1,4 @@
-"""`python -m ssae.bench step`, `e2e`, `data`: ssae on this machine, beside the peers installed."""
+"""`python -m ssae.bench step`, `e2e`, `data`, `index`, `tracin`: ssae here, and installed peers."""
 
 import argparse
 import logging
@@ -8,12 +8,14 @@ from ssae.process.allocator import tune_allocator
 
 tune_allocator()  # before the import that starts torch
 
-from ssae.bench import data, e2e, step  # noqa: E402
+from ssae.bench import data, e2e, index, step, tracin  # noqa: E402
 
 BENCHMARKS = {
     "step": (step, "one training step"),
     "e2e": (e2e, "from text to a trained SAE"),
     "data": (data, "harvest, loader and memory"),
+    "index": (index, "nearest neighbours among many documents"),
+    "tracin": (tracin, "scoring documents by TracIn"),
 }
 
 

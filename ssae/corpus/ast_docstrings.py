@@ -58,11 +58,6 @@ def docstrings(module_and_file: tuple[str, str]) -> list[tuple[str, str]]:
     return list(_walk(tree, module))
 
 
-def docstrings_of_files(files: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the docstrings of several (module path, file)."""
-    return [found for file in files for found in docstrings(file)]
-
-
 def _walk(node: ast.AST, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node)

@@ -5,54 +5,72 @@
     subdomain_test  what the specialist is judged on
     general_test    what it must not forget
 
-Each is a `datasets.Dataset` with columns text and source (where the document comes from; a dotted
-path in the embedded default, the `source` field of a file's lines otherwise).
+Seeds and tests are read whole and stored. The pool may be larger than memory and disk: it is read
+in parts, in one pass (ssae/read_pool.py), and its text stays where it is.
 """
 
 import dataclasses
 import hashlib
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 
-from ssae.artifact.store import Artifact, build
+from ssae.artifact.store import Artifact
+from ssae.corpus.part import Document, Part
+from ssae.settings import check_types
 
-log = logging.getLogger(__name__)
-
-Document = dict[str, str]
-
-
-class Splits(NamedTuple):
-    """The documents of a corpus; see the module docstring."""
-
-    pool: datasets.Dataset
-    seeds: datasets.Dataset
-    subdomain_test: datasets.Dataset
-    general_test: datasets.Dataset
+TESTS = ("subdomain_test", "general_test")
+SPLITS = ("pool", "seeds", *TESTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What every corpus shares: clean, check and store the documents that `read` returns.
+    """What every corpus shares: which documents count, and what belongs to the subdomain.
 
     Args:
         min_characters: shorter documents are left out.
+        max_characters: longer documents of the pool are left out (books, logs: one would use up a
+            budget); null takes any.
         subdomain_source: the ground truth of retrieval: a document belongs to the subdomain iff its
             source is this one or lies below it ("scipy.stats" covers "scipy.stats.norm"); null when
             there are no labels.
+        num_workers: processes that read the pool, on each rank; null is one per core, 8 at most.
     """
 
+    keeps_text: ClassVar[bool] = False
+    """Whether the text of the pool is stored, because making it again costs more than space."""
+
     min_characters: int
+    max_characters: int | None
     subdomain_source: str | None
+    num_workers: int | None = dataclasses.field(default=None, metadata={"content": False})
 
     def __post_init__(self) -> None:
+        check_types(self, "corpus.")
+        for name in ("max_characters", "num_workers"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(
+                    f"corpus.{name} must be null or a whole number, got {value!r}; "
+                    f"set corpus.{name}=null"
+                )
         if self.min_characters < 1:
             raise ValueError(
                 f"min_characters must be at least 1, got {self.min_characters}; "
                 "set corpus.min_characters=100"
+            )
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters must be at least min_characters={self.min_characters}, got "
+                f"{self.max_characters}; set corpus.max_characters=null"
+            )
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(
+                f"num_workers must be at least 0, got {self.num_workers}; "
+                "set corpus.num_workers=null"
             )
 
     def check_shares(self, *names: str) -> None:
@@ -68,78 +86,48 @@ class Corpus:
         """Return what the documents depend on beside the constructor's arguments."""
         raise NotImplementedError
 
-    def read(self) -> dict[str, Iterable[Document]]:
-        """Return the documents of each split, in a fixed order."""
+    def pool_identity(self) -> dict[str, Any]:
+        """Return what decides the pool's documents and their order, before any is held back.
+
+        Embeddings depend on nothing else of a corpus, and outlive other seeds and tests.
+        """
+        return {"corpus": self, "identity": self.identity()}
+
+    def parts(self) -> Iterable[Part]:
+        """Return the parts of the pool, in a fixed order."""
         raise NotImplementedError
 
-    def build(self, root: Path) -> Artifact:
-        """Return the artifact that holds the splits, reading the documents if it is not there."""
-        inputs = {"corpus": self, "identity": self.identity(), "format": 1}
-        return build(root, "corpus", inputs, self._write)
+    def own_documents(self) -> Mapping[str, Iterable[Document]]:
+        """Return {split: its documents} of the splits that have text of their own."""
+        raise NotImplementedError
 
-    def in_subdomain(self, documents: datasets.Dataset) -> list[bool] | None:
-        """Return the ground truth of each document, or None where the corpus has no labels."""
+    def split_of(self, document: Document) -> str:
+        """Return the split that a document of the pool's text belongs to."""
+        return "pool"
+
+    def fits(self, text: str) -> bool:
+        """Whether a document of the pool is neither too short nor too long."""
+        longest = self.max_characters or float("inf")
+        return self.min_characters <= len(text) <= longest
+
+    def in_subdomain(self, sources: Iterable[str]) -> np.ndarray | None:
+        """Return the ground truth (num,) bool of documents with these sources; None: no labels."""
         if self.subdomain_source is None:
             return None
-        return [self.is_subdomain(source) for source in documents["source"]]
+        return np.fromiter((self.is_subdomain(source) for source in sources), dtype=bool)
 
     def is_subdomain(self, source: str) -> bool:
         """Whether documents of this source are labelled as the subdomain's."""
         prefix = self.subdomain_source
         return prefix is not None and f"{source}.".startswith(f"{prefix}.")
 
-    def _write(self, folder: Path) -> dict[str, Any]:
-        splits = {name: self._clean(documents) for name, documents in self.read().items()}
-        for name, documents in splits.items():
-            if not documents:
-                raise ValueError(
-                    f"corpus split {name!r} has no document of at least {self.min_characters} "
-                    f"characters; check corpus.{name} or lower corpus.min_characters"
-                )
-        self._check_overlap(splits)
-        held_back = {fingerprint(d["text"]) for n in Splits._fields[1:] for d in splits[n]}
-        pool = [d for d in splits["pool"] if fingerprint(d["text"]) not in held_back]
-        counts: dict[str, Any] = {"num_pool_dropped": len(splits["pool"]) - len(pool)}
-        if not pool:
-            raise ValueError("every document of corpus.pool is also a seed or a test document")
-        for name in ("subdomain_test", "general_test"):
-            # By hash, so that the first documents of a test split are a fair sample of it.
-            splits[name].sort(key=lambda document: share_of_hash(document["text"]))
-        for name, documents in (splits | {"pool": pool}).items():
-            datasets.Dataset.from_list(documents, features=FEATURES).save_to_disk(folder / name)
-            characters = sum(len(document["text"]) for document in documents)
-            counts[name] = {"num_documents": len(documents), "num_characters": characters}
-            log.info("%s: %d documents, %d characters", name, len(documents), characters)
-        return counts
-
-    def _clean(self, documents: Iterable[Document]) -> list[Document]:
-        """Drop short documents and exact repeats (up to white space and case)."""
-        kept: dict[str, Document] = {}
-        for document in documents:
-            if len(document["text"]) >= self.min_characters:
-                kept.setdefault(fingerprint(document["text"]), document)
-        return list(kept.values())
-
-    def _check_overlap(self, splits: dict[str, list[Document]]) -> None:
-        seeds = {fingerprint(document["text"]) for document in splits["seeds"]}
-        for name in ("subdomain_test", "general_test"):
-            shared = [d for d in splits[name] if fingerprint(d["text"]) in seeds]
-            if shared:
-                raise ValueError(
-                    f"{len(shared)} seeds are also in {name} (first: {shared[0]['text'][:60]!r}); "
-                    f"a test on its own seeds measures nothing: remove them from corpus.seeds or "
-                    f"from corpus.{name}"
-                )
-
 
 FEATURES = datasets.Features({"text": datasets.Value("string"), "source": datasets.Value("string")})
 
 
-def load_splits(artifact: Artifact) -> Splits:
-    """Open the documents of a corpus artifact (memory-mapped Arrow)."""
-    return Splits(
-        *(datasets.Dataset.load_from_disk(artifact.path / name) for name in Splits._fields)
-    )
+def load_split(corpus: Artifact, name: str) -> datasets.Dataset:
+    """Open seeds, subdomain_test or general_test of a corpus artifact: columns text, source."""
+    return datasets.Dataset.load_from_disk(Path(corpus.path) / name)
 
 
 def share_of_hash(text: str) -> float:
@@ -147,6 +135,16 @@ def share_of_hash(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
+def normalised(text: str) -> str:
+    """Return the text without case, and with one space for any white space."""
+    return " ".join(text.lower().split())
+
+
 def fingerprint(text: str) -> str:
     """Return a hash that is the same for texts that differ in white space and case only."""
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
+    return hashlib.sha256(normalised(text).encode()).hexdigest()
+
+
+def short_fingerprint(text: str) -> int:
+    """Return the first 64 bits of `fingerprint`: a billion documents share one with odds of 3 %."""
+    return int(fingerprint(text)[:16], 16)

@@ -5,18 +5,15 @@ Real prose with a real long tail, on every machine that can run `ssae`, with not
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import joblib
-from rich.progress import track
+from typing import Any, ClassVar
 
 from ssae.artifact.manifest import file_sha256
-from ssae.corpus.ast_docstrings import docstrings_of_files, package_files
-from ssae.corpus.base import Corpus, Document, share_of_hash
+from ssae.corpus.ast_docstrings import docstrings, package_files
+from ssae.corpus.base import Corpus, share_of_hash
+from ssae.corpus.part import Document, Part
 
 # Where the import name is not the distribution's (asking importlib for the map takes seconds).
 DISTRIBUTIONS = {
@@ -25,6 +22,8 @@ DISTRIBUTIONS = {
     "yaml": "PyYAML",
     "PIL": "pillow",
 }
+FILES = 64
+"""Of a part."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,14 +39,15 @@ class Docstrings(Corpus):
         seeds_source: dotted path below which every docstring is a seed.
         test_share: share of the subdomain held out, in (0, 1).
         general_test_share: share of the rest held out, in (0, 1).
-        num_workers: parsing processes; null is one per core.
     """
+
+    keeps_text: ClassVar[bool] = True
+    """Parsing takes longer than reading."""
 
     packages: list[str]
     seeds_source: str
     test_share: float
     general_test_share: float
-    num_workers: int | None = dataclasses.field(default=None, metadata={"content": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,27 +58,36 @@ class Docstrings(Corpus):
         versions = {package: _version(package) for package in self.packages if package != "stdlib"}
         return {"python": platform.python_version(), **versions}
 
-    def read(self) -> dict[str, Iterable[Document]]:
-        """Parse every file and split the docstrings by their source and hash."""
+    def parts(self) -> Iterable[Part]:
+        """Return the modules of all packages, some files at a time."""
         files = [file for package in self.packages for file in package_files(package)]
-        splits: dict[str, list[Document]] = {
-            "pool": [], "seeds": [], "subdomain_test": [], "general_test": []
-        }  # fmt: skip
-        chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
-        # joblib, because its processes may have children: a job of a parallel sweep is one itself.
-        workers = joblib.Parallel(self.num_workers or os.cpu_count(), return_as="generator")
-        parsed: Any = workers(joblib.delayed(docstrings_of_files)(chunk) for chunk in chunks)
-        for found in track(parsed, "reading docstrings", total=len(chunks)):
-            for source, text in found:
-                splits[self._split(source, text)].append({"text": text, "source": source})
-        return dict(splits)
+        return [Modules(files[start : start + FILES]) for start in range(0, len(files), FILES)]
 
-    def _split(self, source: str, text: str) -> str:
+    def own_documents(self) -> Mapping[str, Iterable[Document]]:
+        """Return nothing: all splits come out of the same files."""
+        return {}
+
+    def split_of(self, document: Document) -> str:
+        """Return the split of a docstring, by its source and hash."""
+        source, text = document["source"], document["text"]
         if f"{source}.".startswith(f"{self.seeds_source}."):
             return "seeds"
-        if self.subdomain_source and f"{source}.".startswith(f"{self.subdomain_source}."):
+        if self.is_subdomain(source):
             return "subdomain_test" if share_of_hash(text) < self.test_share else "pool"
         return "general_test" if share_of_hash(text) < self.general_test_share else "pool"
+
+
+@dataclasses.dataclass(frozen=True)
+class Modules(Part):
+    """The docstrings of some files: (module path, file) each."""
+
+    files: list[tuple[str, str]]
+
+    def documents(self) -> Iterator[Document]:
+        """Parse the files; the source of a docstring is its dotted path."""
+        for file in self.files:
+            for source, text in docstrings(file):
+                yield {"text": text, "source": source}
 
 
 def _version(package: str) -> Any:

@@ -1,13 +1,14 @@
 """Your own documents: .jsonl, .jsonl.gz, .txt and .parquet files (see text_files.py)."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ssae.artifact.manifest import file_sha256
-from ssae.corpus.base import Corpus, Document, Splits, fingerprint, share_of_hash
-from ssae.corpus.text_files import find_files, read_file
+from ssae.corpus.base import SPLITS, TESTS, Corpus, fingerprint, share_of_hash
+from ssae.corpus.part import Document, Part
+from ssae.corpus.text_files import TextFile, find_files
 
 
 def _path(**arguments: Any) -> Any:
@@ -47,43 +48,47 @@ class Files(Corpus):
     def identity(self) -> dict[str, Any]:
         """Return the sha256 of every file, with its name."""
         return {
-            name: [[file.name, file_sha256(file)] for file in self._files(name)]
-            for name in Splits._fields
+            name: [[file.name, file_sha256(file)] for file in self._files(name)] for name in SPLITS
         }
 
-    def read(self) -> dict[str, Iterable[Document]]:
-        """Read the files and hold out the test documents that have no file of their own."""
-        pool, general_test = self._documents("pool"), self._documents("general_test")
-        seeds, subdomain_test = self._documents("seeds"), self._documents("subdomain_test")
+    def pool_identity(self) -> dict[str, Any]:
+        """Return the pool's files, and what leaves its documents out one by one."""
+        held_out = self.general_test is None
+        return {
+            "pool": self.identity()["pool"],
+            "characters": [self.min_characters, self.max_characters],
+            "fields": [self.text_field, self.source_field],
+            "held_out": [self.general_test_share, self.subdomain_source] if held_out else None,
+        }
+
+    def parts(self) -> Iterable[Part]:
+        """Return the files of the pool."""
+        return [TextFile(file, self.text_field, self.source_field) for file in self._files("pool")]
+
+    def own_documents(self) -> Mapping[str, Iterable[Document]]:
+        """Read seeds and tests; without a file of its own the subdomain's test is held out."""
+        seeds = list(self._documents("seeds"))
+        tests = {name: self._documents(name) for name in TESTS if getattr(self, name) is not None}
         if self.subdomain_test is None:
-            every_seed = list(seeds)
-            held_out = [share_of_hash(fingerprint(d["text"])) < self.test_share for d in every_seed]
-            seeds = [d for d, out in zip(every_seed, held_out, strict=True) if not out]
-            subdomain_test = [d for d, out in zip(every_seed, held_out, strict=True) if out]
-            if not seeds or not subdomain_test:
+            held_out = [share_of_hash(fingerprint(d["text"])) < self.test_share for d in seeds]
+            test = [d for d, out in zip(seeds, held_out, strict=True) if out]
+            left = [d for d, out in zip(seeds, held_out, strict=True) if not out]
+            if not left or not test:
                 raise ValueError(
-                    f"holding out test_share={self.test_share} of {len(every_seed)} seeds leaves "
-                    f"{len(seeds)} seeds and {len(subdomain_test)} test documents; give the test "
+                    f"holding out test_share={self.test_share} of {len(seeds)} seeds leaves "
+                    f"{len(left)} seeds and {len(test)} test documents; give the test "
                     "its own file (corpus.subdomain_test=FILE), more seeds, or another "
                     "corpus.test_share"
                 )
-        else:
-            seeds, subdomain_test = list(seeds), list(subdomain_test)
-        if self.general_test is None:
-            taken = {fingerprint(d["text"]) for d in (*seeds, *subdomain_test)}
-            general_test = (d for d in self._documents("pool") if self._held_out(d, taken))
-        # `build` drops from the pool what is in a test split.
-        return {
-            "pool": pool,
-            "seeds": seeds,
-            "subdomain_test": subdomain_test,
-            "general_test": general_test,
-        }
+            seeds, tests["subdomain_test"] = left, iter(test)
+        return {"seeds": seeds, **tests}
 
-    def _held_out(self, document: Document, taken: set[str]) -> bool:
-        key = fingerprint(document["text"])
-        outside = not self.is_subdomain(document["source"])
-        return outside and key not in taken and share_of_hash(key) < self.general_test_share
+    def split_of(self, document: Document) -> str:
+        """Return general_test for the share of the pool that is held out, by document hash."""
+        if self.general_test is not None or self.is_subdomain(document["source"]):
+            return "pool"
+        share = share_of_hash(fingerprint(document["text"]))
+        return "general_test" if share < self.general_test_share else "pool"
 
     def _files(self, name: str) -> list[Path]:
         paths = getattr(self, name)
@@ -91,4 +96,4 @@ class Files(Corpus):
 
     def _documents(self, name: str) -> Iterator[Document]:
         for file in self._files(name):
-            yield from read_file(file, self.text_field, self.source_field)
+            yield from TextFile(file, self.text_field, self.source_field).documents()

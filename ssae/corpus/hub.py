@@ -1,26 +1,27 @@
 """Datasets of the Hugging Face hub, streamed, or local copies of them."""
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 from huggingface_hub import HfApi
-from rich.progress import track
 
 from ssae.artifact.manifest import file_sha256
-from ssae.corpus.base import Corpus, Document, Splits
+from ssae.corpus.base import SPLITS, Corpus
+from ssae.corpus.part import Document, Part
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Consecutive documents of one dataset.
+class Excerpt:
+    """Documents of one dataset: consecutive ones, or all.
 
     Args:
         path: hub repository, or a local directory: one saved with `save_to_disk`, or one with
@@ -32,7 +33,8 @@ class Selection:
         revision: commit, tag or branch; null is the default branch. With a full commit the hub need
             not be asked what it is, so that a finished corpus is found again without a network.
         skip_documents: how many to pass over first.
-        num_documents: how many to take after them.
+        num_documents: how many to take after them, in one stream; null takes all, and of
+            the pool all files at once.
     """
 
     path: str
@@ -42,12 +44,12 @@ class Selection:
     source_field: str | None = None
     revision: str | None = None
     skip_documents: int = 0
-    num_documents: int
+    num_documents: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hub(Corpus):
-    """Each split is a selection from a dataset; the keys are the arguments of `Selection`."""
+    """Each split is an excerpt of a dataset; the keys are the arguments of `Excerpt`."""
 
     # Not content by themselves: `identity` says the same with the commit, without local paths.
     pool: dict[str, Any] = dataclasses.field(metadata={"content": False})
@@ -57,20 +59,38 @@ class Hub(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for split in Splits._fields:
-            self._selection(split)
+        for split in SPLITS:
+            self._excerpt(split)
 
     def identity(self) -> dict[str, Any]:
-        """Return what is selected and the commits (or the files' sha256) it is selected from."""
-        return {split: self._identify(split) for split in Splits._fields}
+        """Return what is taken and the commits (or the files' sha256) it is taken from."""
+        return {split: self._identify(split) for split in SPLITS}
 
-    def read(self) -> dict[str, Iterable[Document]]:
-        """Stream the documents of each split."""
-        return {split: self._documents(split) for split in Splits._fields}
+    def pool_identity(self) -> dict[str, Any]:
+        """Return the pool's dataset, and what leaves its documents out one by one."""
+        characters = [self.min_characters, self.max_characters]
+        return {"pool": self._identify("pool"), "characters": characters}
 
-    def _selection(self, split: str) -> Selection:
+    def parts(self) -> Iterable[Part]:
+        """Return the pool's files, or the one stream that holds `num_documents` documents."""
+        whole = self._stream("pool")
+        if whole.excerpt.num_documents is not None:
+            return [whole]
+        return [dataclasses.replace(whole, shard=i) for i in range(whole.num_shards)]
+
+    def own_documents(self) -> Mapping[str, Iterable[Document]]:
+        """Stream seeds and tests."""
+        return {split: self._stream(split).documents() for split in SPLITS[1:]}
+
+    def _stream(self, split: str) -> "HubPart":
+        excerpt = self._excerpt(split)
+        folder = Path(excerpt.path)
+        commit = None if folder.is_dir() else self._commit(split, excerpt)
+        return HubPart(split, dataclasses.replace(excerpt, revision=commit))
+
+    def _excerpt(self, split: str) -> Excerpt:
         given = getattr(self, split)
-        known = [field.name for field in dataclasses.fields(Selection)]
+        known = [field.name for field in dataclasses.fields(Excerpt)]
         for key in given:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
@@ -79,88 +99,158 @@ class Hub(Corpus):
                     + (f"did you mean {near[0]}? " if near else "")
                     + f"the keys are {', '.join(known)}"
                 )
-        for key in ("path", "split", "text_field", "num_documents"):
+        for key in ("path", "split", "text_field"):
             if given.get(key) is None:
                 raise ValueError(f"corpus.{split} lacks {key}; set corpus.{split}.{key}=...")
-        selection = Selection(**given)
-        if selection.num_documents < 1 or selection.skip_documents < 0:
+        excerpt = Excerpt(**given)
+        few = excerpt.num_documents is not None and excerpt.num_documents < 1
+        if few or excerpt.skip_documents < 0:
             raise ValueError(
                 f"corpus.{split} needs num_documents >= 1 and skip_documents >= 0, got "
-                f"{selection.num_documents} and {selection.skip_documents}; "
+                f"{excerpt.num_documents} and {excerpt.skip_documents}; "
                 f"set corpus.{split}.num_documents=1000"
             )
-        return selection
+        if excerpt.num_documents is None and excerpt.skip_documents:
+            raise ValueError(
+                f"corpus.{split}.skip_documents={excerpt.skip_documents} needs a num_documents: "
+                "all documents are read file by file, and none of these is the first; "
+                f"set corpus.{split}.num_documents=1000"
+            )
+        return excerpt
 
     def _identify(self, split: str) -> dict[str, Any]:
-        selection = self._selection(split)
-        folder = Path(selection.path)
+        excerpt = self._excerpt(split)
+        folder = Path(excerpt.path)
         if folder.is_dir():
             files = sorted(file for file in folder.rglob("*") if file.is_file())
             names = [[str(file.relative_to(folder)), file_sha256(file)] for file in files]
-            return dataclasses.asdict(selection) | {"path": None, "files": names}
-        return dataclasses.asdict(selection) | {"revision": self._commit(split, selection)}
+            return dataclasses.asdict(excerpt) | {"path": None, "files": names}
+        return dataclasses.asdict(excerpt) | {"revision": self._commit(split, excerpt)}
 
-    def _commit(self, split: str, selection: Selection) -> str:
-        revision = selection.revision
+    def _commit(self, split: str, excerpt: Excerpt) -> str:
+        revision = excerpt.revision
         if revision is not None and COMMIT.fullmatch(revision):
             return revision
         try:
-            sha = HfApi().dataset_info(selection.path, revision=revision).sha
+            sha = HfApi().dataset_info(excerpt.path, revision=revision).sha
         # The transport's own exceptions change with the version of huggingface_hub.
         except Exception as error:
-            raise _unreachable(split, selection, error) from error
+            raise _unreachable(split, excerpt, error) from error
         assert sha is not None
         return sha
 
-    def _documents(self, split: str) -> Iterator[Document]:
-        selection = self._selection(split)
-        stop = selection.skip_documents + selection.num_documents
-        rows = itertools.islice(self._rows(split, selection), selection.skip_documents, stop)
-        count = 0
-        for row in track(rows, f"reading {split}", total=selection.num_documents):
+
+@dataclasses.dataclass(frozen=True)
+class HubPart(Part):
+    """The documents of an excerpt, or those of one file of its dataset.
+
+    Args:
+        split: of the corpus, for messages.
+        excerpt: its revision is a commit.
+        shard: number of the file; null: all of them, one after the other.
+    """
+
+    split: str
+    excerpt: Excerpt
+    shard: int | None = None
+
+    @property
+    def num_shards(self) -> int:
+        """Number of files that can be read apart."""
+        return getattr(self._open(), "num_shards", 1)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield every document.
+
+        Raises:
+            ValueError: the dataset cannot be read, holds no text, or too few documents.
+        """
+        excerpt, count = self.excerpt, 0
+        for row in self._rows():
             count += 1
-            text = row.get(selection.text_field)
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"corpus.{split}: column {selection.text_field!r} of {selection.path} holds "
-                    f"no text (document {count}: {type(text).__name__}); its columns are "
-                    f"{', '.join(map(str, row))}: set corpus.{split}.text_field=<one of these>"
-                )
-            source = row.get(selection.source_field) if selection.source_field else None
-            yield {"text": text, "source": selection.path if source is None else str(source)}
-        if count < selection.num_documents:
+            yield self._document(row, count)
+        if count < (excerpt.num_documents or 0):
             raise ValueError(
-                f"corpus.{split}: {selection.path} has only {selection.skip_documents + count} "
-                f"documents in split {selection.split!r}, too few for skip_documents="
-                f"{selection.skip_documents} and num_documents={selection.num_documents}; "
-                f"lower corpus.{split}.num_documents"
+                f"corpus.{self.split}: {excerpt.path} has only {excerpt.skip_documents + count} "
+                f"documents in split {excerpt.split!r}, too few for skip_documents="
+                f"{excerpt.skip_documents} and num_documents={excerpt.num_documents}; "
+                f"lower corpus.{self.split}.num_documents"
             )
 
-    def _rows(self, split: str, selection: Selection) -> Iterator[Any]:
-        folder = Path(selection.path)
-        try:
+    def pick(self, rows: Sequence[int]) -> Iterator[Document]:
+        """Yield the documents number `rows`; a dataset saved to disk is not read for them."""
+        saved = self._open()
+        if not isinstance(saved, datasets.Dataset):
+            yield from super().pick(rows)
+            return
+        for row in rows:
+            yield self._document(saved[self.excerpt.skip_documents + row], row + 1)
+
+    def _document(self, row: dict[str, Any], count: int) -> Document:
+        excerpt = self.excerpt
+        text = row.get(excerpt.text_field)
+        if not isinstance(text, str):
+            raise ValueError(
+                f"corpus.{self.split}: column {excerpt.text_field!r} of {excerpt.path} holds "
+                f"no text (document {count}: {type(text).__name__}); its columns are "
+                f"{', '.join(map(str, row))}: set corpus.{self.split}.text_field=<one of these>"
+            )
+        source = row.get(excerpt.source_field) if excerpt.source_field else None
+        return {"text": text, "source": excerpt.path if source is None else str(source)}
+
+    def _rows(self) -> Iterator[Any]:
+        stop, skip = self.excerpt.num_documents, self.excerpt.skip_documents
+        with _explained(self.split, self.excerpt):
+            stop = None if stop is None else skip + stop
+            yield from itertools.islice(_examples(self._open()), skip, stop)
+
+    def _open(self) -> Any:
+        excerpt, folder = self.excerpt, Path(self.excerpt.path)
+        with _explained(self.split, excerpt):
             if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
                 saved = datasets.load_from_disk(folder)
-                yield from saved[selection.split] if isinstance(saved, dict) else saved
-                return
-            yield from datasets.load_dataset(
-                selection.path,
-                selection.name,
-                split=selection.split,
-                revision=None if folder.is_dir() else self._commit(split, selection),
+                return saved[excerpt.split] if isinstance(saved, dict) else saved
+            stream = datasets.load_dataset(
+                excerpt.path,
+                excerpt.name,
+                split=excerpt.split,
+                revision=excerpt.revision,
                 streaming=True,
             )
-        except ValueError as error:
-            # Unknown names and splits: the message lists those there are.
-            raise ValueError(f"corpus.{split}: {selection.path}: {error}") from error
-        except Exception as error:
-            raise _unreachable(split, selection, error) from error
+            if self.shard is None:
+                return stream
+            return stream.shard(num_shards=stream.num_shards, index=self.shard)
 
 
-def _unreachable(split: str, selection: Selection, error: Exception) -> ValueError:
+def _examples(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset, all of them.
+
+    One after the other, a stream would give a worker process of a DataLoader its share of the files
+    only; the pool's parts are shared out already (pool/blocks.py).
+    """
+    for batch in dataset.iter(batch_size=256):
+        columns = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+@contextlib.contextmanager
+def _explained(split: str, excerpt: Excerpt) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("corpus."):
+            raise
+        # Unknown names and splits: the message lists those there are.
+        raise ValueError(f"corpus.{split}: {excerpt.path}: {error}") from error
+    except Exception as error:
+        raise _unreachable(split, excerpt, error) from error
+
+
+def _unreachable(split: str, excerpt: Excerpt, error: Exception) -> ValueError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(
-        f"corpus.{split}: cannot read dataset {selection.path!r} (revision {selection.revision}): "
+        f"corpus.{split}: cannot read dataset {excerpt.path!r} (revision {excerpt.revision}): "
         f"{type(error).__name__}: {reason}; check the name, the network, `hf auth login` for a "
         f"gated one and HF_HUB_OFFLINE, set corpus.{split}.path to a local copy, or do without the "
         "hub: corpus=docstrings or corpus=files"

@@ -8,16 +8,20 @@ Text is kept as it is: no Unicode normalisation, no stripping.
 """
 
 import codecs
+import dataclasses
 import difflib
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
+
+from ssae.corpus.part import Document, Part
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".parquet")
 
@@ -48,21 +52,45 @@ def find_files(paths: str | list[str], option: str) -> list[Path]:
     return files
 
 
-def read_file(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
-    """Yield {"text", "source"} of each document; a document without a source has the file's name.
+@dataclasses.dataclass(frozen=True)
+class TextFile(Part):
+    """The documents of a file; one without a source has the file's name.
 
-    Raises:
-        ValueError: names the file and the line (or row) that cannot be read.
+    Args:
+        path: of a kind in SUFFIXES.
+        text_field: field of a line, column of a parquet file.
+        source_field: likewise.
     """
-    empty = True
-    for document in _READERS[_suffix(path) or ""](path, text_field, source_field):
-        empty = False
-        yield document
-    if empty:
-        raise ValueError(f"{path} is empty: it holds no document")
+
+    path: Path
+    text_field: str
+    source_field: str
+
+    def documents(self) -> Iterator[Document]:
+        """Yield every document.
+
+        Raises:
+            ValueError: names the file and the line (or row) that cannot be read.
+        """
+        empty = True
+        for document in self._read():
+            empty = False
+            yield document
+        if empty:
+            raise ValueError(f"{self.path} is empty: it holds no document")
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Document]:
+        """Yield the documents number `rows`; of a parquet file only their row groups are read."""
+        if _suffix(self.path) == ".parquet":
+            return _read_parquet(self.path, self.text_field, self.source_field, rows)
+        return super().pick(rows)
+
+    def _read(self) -> Iterator[Document]:
+        read = _READERS[_suffix(self.path) or ""]
+        return read(self.path, self.text_field, self.source_field)
 
 
-def _read_jsonl(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
+def _read_jsonl(path: Path, text_field: str, source_field: str) -> Iterator[Document]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -82,7 +110,7 @@ def _read_jsonl(path: Path, text_field: str, source_field: str) -> Iterator[dict
         yield _document(row, where, path, text_field, source_field)
 
 
-def _read_txt(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
+def _read_txt(path: Path, text_field: str, source_field: str) -> Iterator[Document]:
     paragraph: list[str] = []
     for _, line in _lines(path):
         if line.strip():
@@ -94,18 +122,30 @@ def _read_txt(path: Path, text_field: str, source_field: str) -> Iterator[dict[s
         yield {"text": "\n".join(paragraph), "source": path.name}
 
 
-def _read_parquet(path: Path, text_field: str, source_field: str) -> Iterator[dict[str, str]]:
+def _read_parquet(
+    path: Path, text_field: str, source_field: str, rows: Sequence[int] | None = None
+) -> Iterator[Document]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if text_field not in names:
                 raise _no_field(str(path), text_field, names)
-            number = 0
             columns = [name for name in (text_field, source_field) if name in names]
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _document(row, f"{path}, row {number}", path, text_field, source_field)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            starts = np.cumsum([0, *sizes])
+            wanted = np.arange(starts[-1]) if rows is None else np.asarray(rows)
+            for group in range(file.num_row_groups):
+                inside = wanted[(wanted >= starts[group]) & (wanted < starts[group + 1])]
+                if not len(inside):
+                    continue
+                first = int(starts[group])
+                for batch in file.iter_batches(1024, row_groups=[group], columns=columns):
+                    here = inside[(inside >= first) & (inside < first + len(batch))]
+                    chosen = batch.take(pyarrow.array(here - first)).to_pylist()
+                    for row, number in zip(chosen, here.tolist(), strict=True):
+                        where = f"{path}, row {number + 1}"
+                        yield _document(row, where, path, text_field, source_field)
+                    first += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable parquet file: {error}") from error
 
@@ -140,7 +180,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _document(
     row: dict[str, Any], where: str, path: Path, text_field: str, source_field: str
-) -> dict[str, str]:
+) -> Document:
     if text_field not in row:
         raise _no_field(where, text_field, list(row))
     text = row[text_field]

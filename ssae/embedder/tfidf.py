@@ -1,8 +1,10 @@
 """Latent semantic analysis: TF-IDF and a truncated SVD, fitted on the pool. No download, no GPU."""
 
 import dataclasses
-import logging
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.progress import track
@@ -10,9 +12,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
-from ssae.embedder.base import Embedder, Embeddings
-
-log = logging.getLogger(__name__)
+from ssae.artifact.text import write_text
+from ssae.embedder.base import Embed, Embedder
+from ssae.settings import check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class TfidfSVD(Embedder):
         seed: of the sample and of the randomised SVD.
     """
 
+    is_fitted: ClassVar[bool] = True
+
     dim: int
     max_features: int
     min_df: int
@@ -38,6 +42,7 @@ class TfidfSVD(Embedder):
     seed: int
 
     def __post_init__(self) -> None:
+        check_types(self, "retriever.embedder.")
         for name in ("dim", "max_features", "min_df", "sample_documents"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -50,22 +55,25 @@ class TfidfSVD(Embedder):
                 "set retriever.embedder.max_df=0.5"
             )
 
-    def embed(self, pool: Sequence[str], seeds: Sequence[str]) -> Embeddings:
-        """Fit on the pool, then embed both."""
-        tfidf = TfidfVectorizer(
-            max_features=self.max_features,
-            min_df=self.min_df,
-            max_df=float(self.max_df),
-            sublinear_tf=True,
-            dtype=np.float32,  # pyright: ignore[reportArgumentType]
-        )
-        sample = self._sample(pool)
-        log.info("TF-IDF and SVD: fitting on %d of %d documents", len(sample), len(pool))
+    def sample(self, num_pool: int) -> np.ndarray:
+        """Return `sample_documents` random ones, or all."""
+        if num_pool <= self.sample_documents:
+            return np.arange(num_pool)
+        generator = np.random.default_rng(self.seed)
+        return np.sort(generator.choice(num_pool, self.sample_documents, replace=False))
+
+    def fit(self, texts: Sequence[str], folder: Path) -> None:
+        """Count words, decompose, and write vocabulary.json and fitted.npz.
+
+        Raises:
+            ValueError: the texts share too few words.
+        """
+        tfidf = self._vectorizer()
         try:
-            counts = tfidf.fit_transform(track(sample, "counting words"))
+            counts = tfidf.fit_transform(track(texts, "counting words"))
         except ValueError as error:
             raise ValueError(
-                f"no word is left in {len(sample)} documents of the pool with "
+                f"no word is left in {len(texts)} documents of the pool with "
                 f"min_df={self.min_df} and max_df={self.max_df}; set retriever.embedder.min_df=1 "
                 "or take a larger corpus.pool"
             ) from error
@@ -81,17 +89,32 @@ class TfidfSVD(Embedder):
         # independent of the number of cores.
         with threadpool_limits(1):
             svd.fit(counts)
-            del counts
-            blocks = range(0, len(pool), 4096)
-            vectors = np.empty((len(pool), self.dim), dtype=np.float32)
-            for start in track(blocks, "embedding the pool"):
-                rows = tfidf.transform(pool[start : start + 4096])
-                vectors[start : start + 4096] = svd.transform(rows)
-            return Embeddings(vectors, svd.transform(tfidf.transform(seeds)))
+        vocabulary = {word: int(column) for word, column in tfidf.vocabulary_.items()}
+        write_text(folder / "vocabulary.json", json.dumps(vocabulary, ensure_ascii=False))
+        assert svd.components_ is not None
+        np.savez(folder / "fitted.npz", idf=tfidf.idf_, V=svd.components_.T)
 
-    def _sample(self, pool: Sequence[str]) -> Sequence[str]:
-        if len(pool) <= self.sample_documents:
-            return pool
-        generator = np.random.default_rng(self.seed)
-        chosen = generator.choice(len(pool), self.sample_documents, replace=False)
-        return [pool[int(i)] for i in np.sort(chosen)]
+    def open(self, folder: Path | None) -> Embed:
+        """Return what `fit` made."""
+        assert folder is not None
+        text = (folder / "vocabulary.json").read_text(encoding="utf-8")
+        tfidf = self._vectorizer(vocabulary=json.loads(text))
+        with np.load(folder / "fitted.npz", allow_pickle=False) as fitted:
+            tfidf.idf_ = fitted["idf"].astype(np.float32)
+            V = fitted["V"].astype(np.float32)
+
+        def embed(texts: Sequence[str]) -> np.ndarray:
+            with threadpool_limits(1):
+                return np.asarray(tfidf.transform(texts) @ V)
+
+        return embed
+
+    def _vectorizer(self, **options: Any) -> TfidfVectorizer:
+        return TfidfVectorizer(
+            max_features=self.max_features,
+            min_df=self.min_df,
+            max_df=float(self.max_df),
+            sublinear_tf=True,
+            dtype=np.float32,  # pyright: ignore[reportArgumentType]
+            **options,
+        )

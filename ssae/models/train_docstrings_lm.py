@@ -13,17 +13,18 @@ import shutil
 from datetime import timedelta
 from pathlib import Path
 
+import hydra
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from ssae.cli import CONF
-from ssae.corpus.base import load_splits
+from ssae.cli import CONF, study_of
+from ssae.corpus.base import TESTS, load_split
+from ssae.pool.pool import Pool
+from ssae.read_pool import read_corpus
 
 HERE = Path(__file__).parent
 END = "<|endoftext|>"
@@ -116,15 +117,17 @@ def main() -> None:
     args = parser.parse_args()
 
     L.seed_everything(0)
-    conf = OmegaConf.load(CONF / "corpus/docstrings.yaml")
-    corpus = instantiate(conf, _convert_="all")
-    splits = load_splits(corpus.build(args.artifacts))
+    words = [f"artifacts={args.artifacts}", f"run_dir={args.work}", "arm=generalist"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        study = study_of(hydra.compose("config", words))
+    corpus = read_corpus(study)
+    texts = list(Pool(corpus, study.corpus).texts())
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "tokenizer").exists():
-        train_tokenizer(list(splits.pool["text"])).save_pretrained(args.work / "tokenizer")
+        train_tokenizer(texts).save_pretrained(args.work / "tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer")
     context, batch_size = 256, 32
-    rows = packed_rows(tokenizer, list(splits.pool["text"]), context)
+    rows = packed_rows(tokenizer, texts, context)
     print(f"{rows.numel():,} tokens in the pool")
 
     config = GPTNeoXConfig(
@@ -148,11 +151,10 @@ def main() -> None:
 
     model.eval().half().float()  # evaluate what is stored
     held_out = {
-        name: perplexity(model, packed_rows(tokenizer, list(split["text"]), context))
-        for name, split in (
-            ("general", splits.general_test),
-            ("subdomain", splits.subdomain_test),
+        split.removesuffix("_test"): perplexity(
+            model, packed_rows(tokenizer, load_split(corpus, split)["text"][:], context)
         )
+        for split in TESTS
     }
     seen = trainer.global_step * batch_size * context
     shutil.rmtree(args.output, ignore_errors=True)
@@ -164,7 +166,7 @@ def main() -> None:
     card = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()), layers=config.num_hidden_layers,
         width=config.hidden_size, context=context, vocabulary=config.vocab_size,
-        documents=len(splits.pool), pool_tokens=rows.numel(), seen=seen, epochs=seen / rows.numel(),
+        documents=len(texts), pool_tokens=rows.numel(), seen=seen, epochs=seen / rows.numel(),
         minutes=args.minutes, threads=torch.get_num_threads(), last=config.num_hidden_layers - 1,
         **held_out,
     )  # fmt: skip

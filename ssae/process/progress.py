@@ -1,8 +1,42 @@
 """The bar that is shown while something takes long; that of training is Lightning's."""
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+import logging
+import time
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
 
 PERCENTAGE = "{task.percentage:>3.0f}%"
+LINE_SECONDS = 60.0
+"""Between lines, where a bar cannot move: in a log."""
+
+
+class _Bar(Progress):
+    """A bar on a terminal, a line a minute elsewhere."""
+
+    _said = time.monotonic()
+
+    def start(self) -> None:
+        self._said = time.monotonic()
+        super().start()
+
+    def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
+        super().update(task_id, *args, **kwargs)
+        if self.console.is_terminal or time.monotonic() - self._said < LINE_SECONDS:
+            return
+        self._said = time.monotonic()
+        [task] = self.tasks
+        log.info("%s: %.0f %%, %s", task.description, task.percentage, task.fields["rate"])
 
 
 def progress_bar(what: str, total: float, done: str | ProgressColumn = PERCENTAGE) -> Progress:
@@ -17,7 +51,7 @@ def progress_bar(what: str, total: float, done: str | ProgressColumn = PERCENTAG
         The bar; `bar.update(task.id, completed=..., rate=...)` moves it, and shows the text `rate`.
     """
     columns = TextColumn("{task.description}"), BarColumn(), done
-    bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    bar = _Bar(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     bar.add_task(what, total=total, rate="")
     return bar
 

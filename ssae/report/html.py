@@ -6,9 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ssae.artifact.text import write_text
 from ssae.report import definitions, figures
 from ssae.report.contexts import latent_card, visible
-from ssae.report.page import page_environment, write_page
+from ssae.report.page import page_environment
 from ssae.report.table import (
     BANDS,
     HEADLINE,
@@ -58,7 +59,7 @@ def write_report(
         config: the composed config as text.
     """
     page = render(title=title, summary=summary, metrics=metrics, tables=tables, config=config)
-    write_page(path, page)
+    write_text(path, page)
 
 
 def render(

@@ -1,15 +1,11 @@
 """Pages: one file, no script, no request."""
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
-
-from ssae.artifact.tensors import obey_umask
 
 
 def page_environment() -> jinja2.Environment:
@@ -23,21 +19,6 @@ def page_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page atomically: the file is the old one or the whole new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        obey_umask(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _printable(value: Any) -> Any:

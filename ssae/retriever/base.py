@@ -1,19 +1,60 @@
 """A retriever scores every document of the pool by its closeness to the seeds."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from ssae.artifact.store import Artifact
+from ssae.embedder.base import Embedder
+from ssae.pool.pool import Pool
+from ssae.settings import check_types
+
+if TYPE_CHECKING:
+    from ssae.study import Study
+
+UNSEEN = -np.inf
+"""The score of a document that a retriever did not look at: the last, and never selected."""
+NO_SEED = -1
+
+
+class Scores(NamedTuple):
+    """What a retriever says of every document of the pool."""
+
+    values: np.ndarray
+    """float32 (num_pool,), higher is closer. Only the order counts: units differ."""
+    seeds: np.ndarray
+    """int32 (num_pool,), the seed that a document is closest to; NO_SEED where none is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retriever:
     """What `ssae retrieve` ranks the pool with; a retriever overrides `score`."""
 
-    def score(self, pool: Sequence[str], seeds: Sequence[str]) -> np.ndarray:
-        """Return float32 (num_pool,), higher is closer to the subdomain that the seeds stand for.
+    @property
+    def name(self) -> str:
+        """What tables and documents call it."""
+        return type(self).__name__.lower()
 
-        Only the order counts: scores of different retrievers have different units.
+    def embedders(self) -> list[Embedder]:
+        """Return what it embeds the pool with, so that the pass that reads the pool does it."""
+        return []
+
+    def prepare(self, study: "Study") -> dict[str, Artifact]:
+        """Return what scoring reads, made by all ranks together; part of the scores' hash."""
+        return {}
+
+    def score(
+        self, study: "Study", pool: Pool, seeds: Sequence[str], made: Mapping[str, Artifact]
+    ) -> Scores:
+        """Return the scores; one process calls it.
+
+        Args:
+            study: names models and sizes.
+            pool: the documents.
+            seeds: texts of the subdomain.
+            made: what `prepare` returned.
         """
         raise NotImplementedError
 
@@ -35,6 +76,7 @@ class NearestSeeds(Retriever):
     nearest_seeds: int
 
     def __post_init__(self) -> None:
+        check_types(self, "retriever.")
         if self.nearest_seeds < 1:
             raise ValueError(
                 f"nearest_seeds must be at least 1, got {self.nearest_seeds}; "

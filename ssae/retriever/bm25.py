@@ -1,14 +1,24 @@
 """BM25: closeness in words, the lexical baseline (Robertson and Zaragoza 2009)."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import bm25s
 import numpy as np
-from rich.progress import track
+from rich.progress import MofNCompleteColumn, track
 
-from ssae.retriever.base import NearestSeeds
+from ssae.artifact.store import Artifact
+from ssae.pool.pool import Pool
+from ssae.process.progress import progress_bar
+from ssae.retriever.base import NO_SEED, NearestSeeds, Scores
+
+if TYPE_CHECKING:
+    from ssae.study import Study
+
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import makes it verbose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,33 +53,63 @@ class BM25(NearestSeeds):
                 "set retriever.k1=1.2 retriever.b=0.75"
             )
 
-    def score(self, pool: Sequence[str], seeds: Sequence[str]) -> np.ndarray:
+    def score(
+        self, study: "Study", pool: Pool, seeds: Sequence[str], made: Mapping[str, Artifact]
+    ) -> Scores:
         """Return the mean similarity to the nearest seeds."""
-        index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
-        index.index(self._tokenize(pool), show_progress=False)
+        index = self._index(pool)
+        if index is None:
+            raise _nothing_shared(len(seeds))
         num_pool = len(pool)
         df = np.diff(index.scores["indptr"])
         idf = np.log1p((num_pool - df + 0.5) / (df + 0.5))
         # One seed at a time beside the largest so far: (nearest_seeds, num_pool) is all it needs.
         nearest = np.zeros((min(self.nearest_seeds, len(seeds)), num_pool), dtype=np.float32)
-        found = False
-        for words in track(self._tokenize(seeds, return_ids=False), "BM25, a query a seed"):
+        closest, largest = np.full(num_pool, NO_SEED, np.int32), np.zeros(num_pool, np.float32)
+        for seed, words in enumerate(track(self._words(seeds), "BM25, a query a seed")):
             ids = index.get_tokens_ids(words)
             if not ids:
                 continue
-            found = True
             similarity = index.get_scores_from_ids(ids) / idf[ids].sum()
+            closer = similarity > largest
+            closest[closer], largest[closer] = seed, similarity[closer]
             lowest = nearest.argmin(axis=0), np.arange(num_pool)
             nearest[lowest] = np.maximum(nearest[lowest], similarity)
-        if not found:
-            raise ValueError(
-                f"none of the {len(seeds)} seeds shares a word with the pool; check corpus.seeds "
-                "or set retriever=dense"
-            )
-        return nearest.mean(axis=0)
+        if not largest.any():
+            raise _nothing_shared(len(seeds))
+        return Scores(nearest.mean(axis=0), closest)
 
-    def _tokenize(self, texts: Any, return_ids: bool = True) -> Any:
-        stop_words = self.stop_words or []
-        return bm25s.tokenize(
-            texts, stopwords=stop_words, return_ids=return_ids, show_progress=False
+    def _index(self, pool: Pool) -> bm25s.BM25 | None:
+        """Return the index of the pool; None if it has no word.
+
+        In memory: some 8 bytes for each word of each document.
+        """
+        tokenizer = bm25s.tokenization.Tokenizer(lower=True, stopwords=self.stop_words or [])
+        ids = []
+        with progress_bar("BM25, counting words", len(pool), MofNCompleteColumn()) as progress:
+            [task] = progress.tasks
+            for text in pool.texts():
+                [words] = tokenizer.streaming_tokenize([text], allow_empty=False)
+                ids.append(np.asarray(words, dtype=np.int32))
+                if len(ids) % 256 == 0:
+                    rate = f"{task.speed:,.0f} documents/s" if task.speed else ""
+                    progress.update(task.id, completed=len(ids), rate=rate)
+            progress.update(task.id, completed=len(ids))
+        if not any(map(len, ids)):
+            return None
+        index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", backend="auto")
+        index.index((ids, tokenizer.get_vocab_dict()), show_progress=False)
+        return index
+
+    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+        words: Any = bm25s.tokenize(
+            list(texts), stopwords=self.stop_words or [], return_ids=False, show_progress=False
         )
+        return words
+
+
+def _nothing_shared(num_seeds: int) -> ValueError:
+    return ValueError(
+        f"none of the {num_seeds} seeds shares a word with the pool; check corpus.seeds or set "
+        "retriever=dense"
+    )

@@ -2,11 +2,17 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssae.retriever.base import Retriever
+from ssae.artifact.store import Artifact
+from ssae.pool.pool import Pool
+from ssae.retriever.base import NO_SEED, Retriever, Scores
+
+if TYPE_CHECKING:
+    from ssae.study import Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +27,11 @@ class Random(Retriever):
     seed: int
     draw: str
 
-    def score(self, pool: Sequence[str], seeds: Sequence[str]) -> np.ndarray:
+    def score(
+        self, study: "Study", pool: Pool, seeds: Sequence[str], made: Mapping[str, Artifact]
+    ) -> Scores:
         """Return one uniform number a document."""
         digest = hashlib.sha256(self.draw.encode()).digest()
         generator = np.random.default_rng([self.seed, int.from_bytes(digest[:8], "big")])
-        return generator.random(len(pool), dtype=np.float32)
+        values = generator.random(len(pool), dtype=np.float32)
+        return Scores(values, np.full(len(pool), NO_SEED, np.int32))

@@ -6,7 +6,6 @@
 status is running, finished, failed or interrupted. A process that was killed leaves "running".
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,9 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ssae import __version__
+from ssae.artifact.store import content_hash
+from ssae.artifact.text import write_text
 from ssae.explain import explain
 from ssae.process.signals import Interrupted, launched_rank
-from ssae.report.table import find, number
+from ssae.report.table import Metric, find, number
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def recorded(cfg: DictConfig, work: Callable[[], None]) -> float | None:
     start = time.perf_counter()
     try:
         work()
-        outcome["value"] = measured(folder, cfg.minimise)
+        outcome["value"] = metric(metrics(folder), cfg.minimise)
         outcome["status"] = "finished"
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -79,14 +80,18 @@ def recorded(cfg: DictConfig, work: Callable[[], None]) -> float | None:
     return outcome["value"]
 
 
-def measured(folder: Path, name: str) -> float | None:
-    """Return a metric of a job by its name, <split>/<name>/<sae>; None if there is none."""
-    split, metric, sae = name.split("/")
+def metrics(folder: Path) -> list[Metric]:
+    """Return the rows of a job's metrics.json; none if it measured nothing."""
     try:
-        rows = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
-    return number(find(rows, metric, split=split, sae=sae))
+        return []
+
+
+def metric(rows: list[Metric], name: str) -> float | None:
+    """Return a number by its name, <split>/<name>/<sae>; None if it was not measured."""
+    split, formula, sae = name.split("/")
+    return number(find(rows, formula, split=split, sae=sae))
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -106,14 +111,11 @@ def _slurm_job() -> str | None:
 def _config_hash(cfg: DictConfig) -> str:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     kept = {key: value for key, value in values.items() if key not in ELSEWHERE}
-    text = json.dumps([__version__, kept], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return content_hash([__version__, kept])
 
 
 def _write(folder: Path, outcome: dict[str, Any]) -> None:
     if launched_rank() > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(folder / FILE)
+    write_text(folder / FILE, json.dumps(outcome, indent=1, ensure_ascii=False))

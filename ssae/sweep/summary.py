@@ -5,7 +5,6 @@ summary.html   one row per setting (jobs that differ in their seed only), Pareto
 """
 
 import csv
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,12 @@ from rich.console import Console
 from rich.text import Text
 from scipy import stats
 
-from ssae.report.page import page_environment, write_page
+from ssae.artifact.text import write_text
+from ssae.report.page import page_environment
 from ssae.report.table import HEADLINE, Column, spell
 from ssae.report.terminal import SHORT, bare_table
 from ssae.sweep.figure import pareto_figure
-from ssae.sweep.outcome import FILE, measured, read
-
-log = logging.getLogger(__name__)
+from ssae.sweep.outcome import FILE, metric, metrics, read
 
 COLUMNS = (*HEADLINE, Column("fvu", "train", "fvu", -1), Column("l0", "train", "l0", 0))
 """What a sweep of run or evaluate measures; then a sweep of train, in the batch logged last."""
@@ -85,11 +83,11 @@ def summarise(folder: Path, num_jobs: int = 0, console: Console | None = None) -
     jobs = read_jobs(folder)
     if not jobs:
         return
-    _write_csv(folder / "summary.csv", jobs)
+    columns = measured_columns(jobs)
+    _write_csv(folder / "summary.csv", jobs, columns)
     settings = settings_of([job for job in jobs if job.finished])
     total = max(num_jobs, len(jobs))
-    _write_page(folder / "summary.html", settings, jobs, total)
-    columns = measured_columns(jobs)
+    _write_page(folder / "summary.html", settings, jobs, columns, total)
     if columns:
         table = bare_table("setting")
         for column in columns:
@@ -117,12 +115,8 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = []
     for (path, outcome), own in zip(found, words, strict=True):
         varying = {key: value for key, value in own.items() if key not in common or len(words) == 1}
-        values = {
-            (column.name, column.split): measured(
-                path, f"{column.split}/{column.name}/{outcome['arm']}"
-            )
-            for column in COLUMNS
-        }
+        rows, arm = metrics(path), outcome["arm"]
+        values = {(c.name, c.split): metric(rows, f"{c.split}/{c.name}/{arm}") for c in COLUMNS}
         jobs.append(Job(path, outcome, varying, values))
     return sorted(jobs, key=lambda job: [_sortable(value) for value in job.overrides.values()])
 
@@ -193,9 +187,8 @@ def _spell_mean(setting: Setting, column: Column) -> str:
     return spell(mean) if half is None else f"{spell(mean)} ±{half:.2g}"
 
 
-def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
+def _write_csv(path: Path, jobs: Sequence[Job], columns: Sequence[Column]) -> None:
     names = list(dict.fromkeys(name for job in jobs for name in job.overrides))
-    columns = measured_columns(jobs)
     titles = [f"{column.split}/{column.name}" for column in columns]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -212,9 +205,12 @@ def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
 
 
 def _write_page(
-    path: Path, settings: Sequence[Setting], jobs: Sequence[Job], num_jobs: int
+    path: Path,
+    settings: Sequence[Setting],
+    jobs: Sequence[Job],
+    columns: Sequence[Column],
+    num_jobs: int,
 ) -> None:
-    columns = measured_columns(jobs)
     words = [{f"{k}={v}" for k, v in _overrides(job.outcome).items()} for job in jobs]
     common = sorted(set.intersection(*words)) if len(jobs) > 1 else []
     page = (
@@ -231,7 +227,7 @@ def _write_page(
             jobs=[(_words(j), j.outcome, j.folder.name, _reason(j)) for j in jobs],
         )
     )
-    write_page(path, page)
+    write_text(path, page)
 
 
 def _figures(settings: Sequence[Setting]) -> Iterator[str]:

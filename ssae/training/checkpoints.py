@@ -92,14 +92,7 @@ class Checkpoints(Checkpoint):
             generators.restore(self._generators[min(rank(), len(self._generators) - 1)])
             self._generators = None
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save, if it is time or the run has to stop."""
         signum = self._agreed_signal(trainer)
         if signum or trainer.global_step % self.every_steps == 0:

@@ -150,11 +150,16 @@ class LitSAE(L.LightningModule):
             able = able and not isinstance(self._trainer.precision_plugin, MixedPrecision)
         fused = {"fused": True} if able and "fused" not in self.optimizer.keywords else {}
         optimizer = self.optimizer(self.sae.parameter_groups(self.lr), lr=self.lr, **fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def lr_factor(self, step: int) -> float:
+        """Return the learning rate of a step, in units of its peak."""
+        rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        return max(0.0, min(1.0, rise, (self.num_steps - step) / self.decay_steps))
 
     def on_fit_start(self) -> None:
         """Refuse weights that the strategy cannot train."""
@@ -213,11 +218,6 @@ class LitSAE(L.LightningModule):
         errors = self.sae.auxk_errors(x, residual, dead)
         scale = all_reduce(residual.square().sum()) / (len(residual) * world_size())
         return errors.mean() / scale.clamp_min(1e-12)
-
-    def _lr_factor(self, step: int) -> float:
-        rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
-        fall = (self.num_steps - step) / self.decay_steps
-        return max(0.0, min(1.0, rise, fall))
 
     def _log(self, loss: Tensor, x: Tensor, out: SAEOutput, logged: dict[str, Tensor]) -> None:
         # Reading values back costs a device sync: only do it at the steps that the logger takes.

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +47,12 @@ def make_logger(
     Path(options["save_dir"]).mkdir(parents=True, exist_ok=True)  # W&B would write to /tmp
     if rank() > 0:
         return study.logger(**options)  # which makes no run
-    if "settings" in study.logger.keywords:  # W&B writes the run's id into them
-        options["settings"] = copy.copy(study.logger.keywords["settings"])
     if id_folder is not None:
         options["id"] = _run_id(id_folder)
-    logger = _started(study.logger(**options), attached=id_folder is None)
+    attached = id_folder is None
+    logger = _started(study.logger, options, attached=attached)
     if logger is None:
-        if "settings" in options:
-            options["settings"] = copy.copy(study.logger.keywords["settings"])
-        options["offline"] = True
-        logger = _started(study.logger(**options), attached=id_folder is None)
+        logger = _started(study.logger, options | {"offline": True}, attached=attached)
         assert logger is not None
     if logger._offline:
         folder = Path(logger.experiment.dir).parent
@@ -95,10 +91,16 @@ def _forgiving(logger: Logger) -> Iterator[None]:
         log.warning("W&B did not take what was logged (%s: %s)", type(error).__name__, error)
 
 
-def _started(logger: WandbLogger, *, attached: bool) -> WandbLogger | None:
-    """Start the W&B run; return None if that takes the network and there is none."""
+def _started(
+    make: Callable[..., WandbLogger], options: Mapping[str, Any], *, attached: bool
+) -> WandbLogger | None:
+    """Start a W&B run; return None if that takes the network and there is none."""
     import wandb
 
+    logger = make(**options)
+    init = logger._wandb_init
+    if "settings" in init:  # the config's one object, which W&B writes the run's id into
+        init["settings"] = copy.copy(init["settings"])
     told = {key: os.environ[key] for key in AGENT if key in os.environ}
     if told:
         wandb.teardown()  # which else goes on with what the environment was before

@@ -74,14 +74,7 @@ class ProgressLines(LightningBar):
         self._first, self._start = trainer.global_step, time.perf_counter()
         self._said = self._start
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Say how far it is."""
         step = trainer.global_step
         now = time.perf_counter()
@@ -92,7 +85,7 @@ class ProgressLines(LightningBar):
             return
         self._said = now
         rate = (step - self._first) / max(now - self._start, 1e-9)
-        shown = self.get_metrics(trainer, pl_module)
+        shown = self.get_metrics(trainer, trainer.lightning_module)
         numbers = [f"{k} {spell(v)}" for k, v in shown.items() if isinstance(v, float)]
         log.info(
             "%s: step %s of %s, %.3g steps/s, %s left%s",

@@ -112,3 +112,20 @@ def make_trainer(
     )
     disarm(trainer)
     return trainer
+
+
+def predict_trainer(study: "Study") -> L.Trainer:
+    """Return a Trainer of the study's ranks for `predict`, which adds nothing of its own to it."""
+    options = study.trainer.keywords
+    trainer = L.Trainer(
+        **{k: options[k] for k in ("accelerator", "devices", "num_nodes") if k in options},
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,  # models enter it themselves
+        default_root_dir=study.artifacts,
+    )
+    disarm(trainer)
+    return trainer

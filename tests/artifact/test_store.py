@@ -260,6 +260,9 @@ def test_what_a_process_that_died_while_sealing_left_is_not_content(tmp_path: Pa
     assert artifact.corrupt_files() == []
 
 
+TWO = [("verb", {"x": 1}), ("verb", {"x": 2})]
+
+
 @pytest.fixture
 def trainer() -> lightning.Trainer:
     return lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -270,6 +273,7 @@ def test_several_artifacts_are_built_in_one_call_and_only_those_that_are_missing
 ):
     all_inputs = [{"x": 1}, {"x": 2}, {"x": 3}]
     there = build(tmp_path, "verb", all_inputs[1], make)
+    wanted = [("verb", inputs) for inputs in all_inputs]
     asked = []
 
     def make_all(folders: list[Path]) -> list[dict]:
@@ -278,16 +282,14 @@ def test_several_artifacts_are_built_in_one_call_and_only_those_that_are_missing
             (folder / "name.txt").write_text(folder.name)
         return [{"number": number} for number, _ in enumerate(folders)]
 
-    artifacts = build_together(tmp_path, "verb", all_inputs, make_all, trainer)
+    artifacts = build_together(tmp_path, wanted, make_all, trainer)
     assert artifacts == [locate(tmp_path, "verb", inputs) for inputs in all_inputs]
     assert artifacts[1] == there
     assert asked == [artifacts[0].partial.name, artifacts[2].partial.name]
     assert [artifacts[i].manifest["number"] for i in (0, 2)] == [0, 1]
     assert (artifacts[2].path / "name.txt").read_text() == asked[1]
     assert all(artifact.corrupt_files() == [] for artifact in artifacts)
-    again = build_together(
-        tmp_path, "verb", all_inputs, lambda _: pytest.fail("built twice"), trainer
-    )
+    again = build_together(tmp_path, wanted, lambda _: pytest.fail("built twice"), trainer)
     assert again == artifacts
 
 
@@ -299,7 +301,7 @@ def test_what_is_built_together_is_continued_after_an_error_and_its_locks_are_fr
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_together(tmp_path, "verb", [{"x": 1}, {"x": 2}], fail, trainer)
+        build_together(tmp_path, TWO, fail, trainer)
     partials = [path.name for path in (tmp_path / "verb").glob("*.partial")]
     assert partials == [locate(tmp_path, "verb", {"x": 1}).partial.name]
 
@@ -307,7 +309,7 @@ def test_what_is_built_together_is_continued_after_an_error_and_its_locks_are_fr
         assert (folders[0] / "half.txt").exists()
         return [{} for _ in folders]
 
-    first, second = build_together(tmp_path, "verb", [{"x": 1}, {"x": 2}], finish, trainer)
+    first, second = build_together(tmp_path, TWO, finish, trainer)
     assert "half.txt" in first.manifest["files"]
     assert "half.txt" not in second.manifest["files"]
 
@@ -318,7 +320,7 @@ def test_a_damaged_artifact_is_refused_by_those_who_build_together(
     path = build(tmp_path, "verb", {"x": 1}, make).path
     (path / "sub/data.txt").write_text("CONTENT")
     with pytest.raises(ValueError, match="sub/data.txt.*rm -r"):
-        build_together(tmp_path, "verb", [{"x": 1}], lambda _: pytest.fail("built"), trainer)
+        build_together(tmp_path, TWO[:1], lambda _: pytest.fail("built"), trainer)
 
 
 def test_ranks_that_nobody_has_started_are_refused(tmp_path: Path):
@@ -326,7 +328,7 @@ def test_ranks_that_nobody_has_started_are_refused(tmp_path: Path):
         accelerator="cpu", devices=2, logger=False, enable_checkpointing=False
     )
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 -m ssae <verb>"):
-        build_together(tmp_path, "verb", [{}], lambda _: pytest.fail("built"), trainer)
+        build_together(tmp_path, [("verb", {})], lambda _: pytest.fail("built"), trainer)
 
 
 RANK = """
@@ -354,7 +356,7 @@ def make(folders):
 if scenario == "fails_at_once" and rank == 0:
     root.joinpath("verb").write_text("a file")
 for _ in range(2):
-    artifacts = build_together(root, "verb", [{"x": 1}, {"x": 2}], make, trainer)
+    artifacts = build_together(root, [("verb", {"x": 1}), ("verb", {"x": 2})], make, trainer)
     for artifact in artifacts:
         for other in range(size):
             assert (artifact.path / f"rank{other}.txt").read_text() == str(other)

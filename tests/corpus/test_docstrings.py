@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ssae.corpus.ast_docstrings import docstrings, package_files
-from ssae.corpus.base import load_splits
+from ssae.corpus.base import SPLITS
 from ssae.corpus.docstrings import Docstrings
 
 SOURCE = '''"""The module."""
@@ -20,9 +20,9 @@ def bad(): "\\ud800"
 
 def corpus(**changes) -> Docstrings:
     values = {
-        "min_characters": 100, "subdomain_source": "json", "packages": ["fake_package"],
-        "seeds_source": "fake_package.a", "test_share": 0.5, "general_test_share": 0.1,
-        "num_workers": 1,
+        "min_characters": 100, "max_characters": None, "subdomain_source": "json",
+        "packages": ["fake_package"], "seeds_source": "fake_package.a", "test_share": 0.5,
+        "general_test_share": 0.1, "num_workers": 1,
     }  # fmt: skip
     return Docstrings(**values | changes)
 
@@ -76,19 +76,21 @@ def test_an_unknown_package_is_named():
         package_files("no_such_package")
 
 
-def test_splits_follow_the_source(fake_package: str, tmp_path: Path):
-    built = corpus(subdomain_source="fake_package.b").build(tmp_path / "artifacts")
-    splits = load_splits(built)
+def test_splits_follow_the_source(fake_package: str, read):
+    found = read(corpus(subdomain_source="fake_package.b"))
+    splits = {name: found.documents(name) for name in SPLITS}
 
-    def modules(split) -> set[str]:
-        return {source.split(".")[1] for source in split["source"]}
+    def modules(split: str) -> set[str]:
+        return {source.split(".")[1] for _, source in splits[split]}
 
-    assert modules(splits.seeds) == {"a"}
-    assert modules(splits.subdomain_test) == {"b"}
-    assert modules(splits.general_test) <= {"c", "d"}
-    assert modules(splits.pool) == {"b", "c", "d"}
-    assert sum(map(len, splits)) == 160
-    assert 8 < len(splits.subdomain_test) < 32
+    assert modules("seeds") == {"a"}
+    assert modules("subdomain_test") == {"b"}
+    assert modules("general_test") <= {"c", "d"}
+    assert modules("pool") == {"b", "c", "d"}
+    assert sum(map(len, splits.values())) == 160
+    assert 8 < len(splits["subdomain_test"]) < 32
+    # The text is stored with the corpus: another reading would have to parse again.
+    assert list(found.artifact.path.glob("blocks/*.parquet"))
 
 
 @pytest.mark.parametrize("name", ["test_share", "general_test_share"])

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssae.artifact.store import content_hash
-from ssae.corpus.base import load_splits
 from ssae.corpus.files import Files
 
 
@@ -25,17 +24,20 @@ def write(path: Path, content: str | bytes) -> str:
 def corpus(pool, seeds, **changes) -> Files:
     values = {
         "min_characters": 1,
+        "max_characters": None,
         "subdomain_source": None,
         "test_share": 0.3,
         "general_test_share": 0.3,
         "text_field": "text",
         "source_field": "source",
+        "num_workers": 0,
     }
     return Files(pool=pool, seeds=seeds, **values | changes)
 
 
-def documents(files: Files, split: str = "pool") -> list[tuple[str, str]]:
-    return [(d["text"], d["source"]) for d in files.read()[split]]
+def documents(files: Files) -> list[tuple[str, str]]:
+    """What the parts of the pool hold, in order."""
+    return [(d["text"], d["source"]) for part in files.parts() for d in part.documents()]
 
 
 @pytest.fixture
@@ -162,25 +164,27 @@ def test_moved_files_are_the_same_content_and_changed_bytes_are_not(tmp_path: Pa
     assert hashed(pool) != hashed(str(moved))
 
 
-def test_missing_tests_are_held_out_by_hash_and_disjoint_from_the_rest(tmp_path: Path, seeds: str):
+def test_missing_tests_are_held_out_by_hash_and_disjoint_from_the_rest(
+    tmp_path: Path, seeds: str, read
+):
     pool = [line(f"pool text {i}", source="topic.x" if i % 2 else "web") for i in range(300)]
     # Near copies of the seeds in the pool must neither enter the general test nor stay.
     pool += [line(f"SEED  number {i}") for i in range(20)]
     paths = write(tmp_path / "pool.jsonl", "".join(pool)), seeds
-    splits = load_splits(corpus(*paths, subdomain_source="topic").build(tmp_path / "artifacts"))
-    held_out = set(splits.general_test["text"])
+    found = read(corpus(*paths, subdomain_source="topic"))
+    held_out = set(found.texts("general_test"))
     assert 20 < len(held_out) < 70  # about 0.3 of the 150 outside the subdomain
-    assert set(splits.general_test["source"]) == {"web"}
-    assert held_out.isdisjoint(splits.pool["text"])
-    assert len(splits.seeds) + len(splits.subdomain_test) == 20
-    assert len(splits.pool) + len(held_out) == 300
+    assert {source for _, source in found.documents("general_test")} == {"web"}
+    assert held_out.isdisjoint(found.texts("pool"))
+    assert len(found.texts("seeds")) + len(found.texts("subdomain_test")) == 20
+    assert len(found.pool) + len(held_out) == 300
 
     shuffled = write(tmp_path / "again.jsonl", "".join(reversed(pool))), seeds
-    again = load_splits(corpus(*shuffled, subdomain_source="topic").build(tmp_path / "artifacts"))
-    assert set(again.general_test["text"]) == held_out
+    again = read(corpus(*shuffled, subdomain_source="topic"))
+    assert set(again.texts("general_test")) == held_out
 
 
-def test_given_test_files_are_used_as_they_are(tmp_path: Path, seeds: str):
+def test_given_test_files_are_used_as_they_are(tmp_path: Path, seeds: str, read):
     pool = write(tmp_path / "pool.txt", "\n\n".join(f"pool {i}" for i in range(30)))
     tests = {
         "subdomain_test": write(tmp_path / "sub.txt", "sub one\n\nsub two"),
@@ -189,18 +193,18 @@ def test_given_test_files_are_used_as_they_are(tmp_path: Path, seeds: str):
             write(tmp_path / "g2.txt", "pool 3"),
         ],
     }
-    splits = load_splits(corpus(pool, seeds, **tests).build(tmp_path / "artifacts"))
-    assert sorted(splits.subdomain_test["text"]) == ["sub one", "sub two"]
-    assert sorted(splits.general_test["text"]) == ["gen one", "pool 3"]
-    assert len(splits.seeds) == 20
-    assert len(splits.pool) == 29
+    found = read(corpus(pool, seeds, **tests))
+    assert sorted(found.texts("subdomain_test")) == ["sub one", "sub two"]
+    assert sorted(found.texts("general_test")) == ["gen one", "pool 3"]
+    assert len(found.texts("seeds")) == 20
+    assert len(found.pool) == 29
 
 
 def test_too_few_seeds_to_hold_some_out_is_explained(tmp_path: Path):
     pool = write(tmp_path / "pool.txt", "one\n\ntwo")
     only = write(tmp_path / "seed.txt", "a single seed")
     with pytest.raises(ValueError, match=r"corpus\.subdomain_test=FILE"):
-        corpus(pool, only).read()
+        corpus(pool, only).own_documents()
 
 
 @pytest.mark.parametrize("wrong", [{"test_share": 0.0}, {"general_test_share": 1.0}])

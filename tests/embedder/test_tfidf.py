@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from sklearn.decomposition import TruncatedSVD
@@ -27,8 +31,25 @@ def texts(count: int, seed: int) -> list[str]:
 POOL, SEEDS = texts(500, 0), texts(9, 1)
 
 
-def test_vectors_are_those_of_scikit_learn_used_directly():
-    embedded = TfidfSVD(**SETTINGS).embed(POOL, SEEDS)
+class Embedded(NamedTuple):
+    pool: np.ndarray
+    seeds: np.ndarray
+
+
+@pytest.fixture
+def embed(tmp_path: Path) -> Callable[..., Embedded]:
+    """Return a function that fits on a sample of the pool and embeds pool and seeds."""
+
+    def run(embedder: TfidfSVD, pool: list[str], seeds: list[str]) -> Embedded:
+        embedder.fit([pool[i] for i in embedder.sample(len(pool))], tmp_path)
+        vectors = embedder.open(tmp_path)
+        return Embedded(vectors(pool), vectors(seeds))
+
+    return run
+
+
+def test_vectors_are_those_of_scikit_learn_used_directly(embed):
+    embedded = embed(TfidfSVD(**SETTINGS), POOL, SEEDS)
     tfidf = TfidfVectorizer(
         max_features=200, min_df=2, max_df=0.9, sublinear_tf=True, dtype=np.float32
     )
@@ -39,29 +60,40 @@ def test_vectors_are_those_of_scikit_learn_used_directly():
     assert embedded.pool.dtype == embedded.seeds.dtype == np.float32
 
 
-def test_the_same_arguments_give_the_same_bits():
-    first, again = (TfidfSVD(**SETTINGS).embed(POOL, SEEDS) for _ in range(2))
+def test_a_vector_depends_on_its_own_text_alone(embed, tmp_path: Path):
+    embedded = embed(TfidfSVD(**SETTINGS), POOL, SEEDS)
+    vectors = TfidfSVD(**SETTINGS).open(tmp_path)
+    alone = np.concatenate([vectors([text]) for text in POOL[:20]])
+    np.testing.assert_allclose(alone, embedded.pool[:20], atol=1e-6)
+    assert not vectors(["unheard words"]).any()
+
+
+def test_the_same_arguments_give_the_same_bits(embed):
+    first, again = (embed(TfidfSVD(**SETTINGS), POOL, SEEDS) for _ in range(2))
     assert np.array_equal(first.pool, again.pool)
     assert np.array_equal(first.seeds, again.seeds)
 
 
-def test_a_fit_on_a_sample_embeds_every_document():
+def test_a_fit_on_a_sample_embeds_every_document(embed):
     embedder = TfidfSVD(**SETTINGS | {"sample_documents": 100})
-    embedded = embedder.embed(POOL, SEEDS)
+    sample = embedder.sample(500)
+    assert len(set(sample.tolist())) == 100
+    assert np.array_equal(sample, np.sort(sample))
+    embedded = embed(embedder, POOL, SEEDS)
     assert embedded.pool.shape == (500, 8)
-    assert np.array_equal(embedded.pool, embedder.embed(POOL, SEEDS).pool)
-    other = TfidfSVD(**SETTINGS | {"sample_documents": 100, "seed": 1}).embed(POOL, SEEDS)
+    assert np.array_equal(embedded.pool, embed(embedder, POOL, SEEDS).pool)
+    other = embed(TfidfSVD(**SETTINGS | {"sample_documents": 100, "seed": 1}), POOL, SEEDS)
     assert not np.allclose(embedded.pool, other.pool, atol=1e-3)
 
 
-def test_a_dim_beyond_the_pool_is_refused_with_one_that_fits():
+def test_a_dim_beyond_the_pool_is_refused_with_one_that_fits(embed):
     with pytest.raises(ValueError, match=r"dim=250 for 500 documents and 200 words; .*dim=100"):
-        TfidfSVD(**SETTINGS | {"dim": 250}).embed(POOL, SEEDS)
+        embed(TfidfSVD(**SETTINGS | {"dim": 250}), POOL, SEEDS)
 
 
-def test_a_pool_without_a_repeated_word_is_refused():
+def test_a_pool_without_a_repeated_word_is_refused(embed):
     with pytest.raises(ValueError, match=r"set retriever\.embedder\.min_df=1"):
-        TfidfSVD(**SETTINGS).embed(["one two", "three four"], SEEDS)
+        embed(TfidfSVD(**SETTINGS), ["one two", "three four"], SEEDS)
 
 
 @pytest.mark.parametrize("wrong", [{"dim": 0}, {"max_df": 1.5}, {"sample_documents": 0}])

@@ -15,6 +15,8 @@ REPOSITORY = Path(__file__).parents[2]
 SLURM = REPOSITORY / "slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 SYSTEM = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+# The states that a job does not leave by itself; the others (RUNNING, SIGNALING, REQUEUED, ...) pass.
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 
 
 class Cluster:
@@ -48,15 +50,15 @@ class Cluster:
         while not what():
             state = self.state(job)
             text = log.read_text() if log.exists() else ""
-            assert state in ("PENDING", "RUNNING", "COMPLETING"), f"{state}\n{text}"
+            assert state not in ENDED, f"{state}\n{text}"
             assert time.monotonic() < deadline, f"{state}\n{text}"
             time.sleep(0.2)
 
     def end(self, job: str, log: Path) -> str:
         """Return the state of a job that has ended; one that was requeued need not wait."""
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 1200
         pending = 0
-        while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING"):
+        while (state := self.state(job)) not in ENDED:
             assert time.monotonic() < deadline, state + (log.read_text() if log.exists() else "")
             pending = pending + 1 if state == "PENDING" else 0
             if (
@@ -68,6 +70,15 @@ class Cluster:
                 )  # fmt: skip
             time.sleep(0.5)
         return state
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of what is submitted, for tests that change it."""
+    ignored = shutil.ignore_patterns("__pycache__", "site.sh")
+    for name in ("ssae", "conf", "slurm"):
+        shutil.copytree(REPOSITORY / name, tmp_path / "clone" / name, ignore=ignored)
+    return tmp_path / "clone"
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_a_requeued_job_ends_with_the_same_bits(
 
 def test_a_job_whose_time_is_up_goes_on_until_its_last_step(cluster, start, overrides, tmp_path):
     """SLURM looks at the time every half minute, so the job takes longer than that."""
-    words = overrides(generalist__num_tokens=str(64 * 30_000))
+    words = overrides(generalist__num_tokens=str(64 * 20_000))
     flags = ("--cpus-per-task=1", "--time=1", "--signal=USR1@50")
     job = cluster.submit(tmp_path, "cpu", "train", *flags, "--", *words)
     log = tmp_path / f"runs/slurm/{job}.log"
@@ -141,12 +141,7 @@ def test_a_cancelled_job_leaves_a_state_that_the_same_command_continues(
     assert sae_file(tmp_path).read_bytes() == uninterrupted
 
 
-def test_a_queued_job_runs_the_code_it_was_submitted_with(cluster, overrides, tmp_path):
-    clone = tmp_path / "clone"
-    for name in ("ssae", "conf", "slurm"):
-        shutil.copytree(
-            REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "site.sh")
-        )
+def test_a_queued_job_runs_the_code_it_was_submitted_with(cluster, overrides, clone, tmp_path):
     words = overrides(generalist__num_tokens=str(64 * 20))
     job = cluster.submit(
         tmp_path, "cpu", "train", "--hold", "--cpus-per-task=1", "--", *words, slurm=clone / "slurm"
@@ -213,12 +208,7 @@ def test_a_key_is_in_no_file_and_a_requeued_run_of_wandb_stays_one(
         ("slurm/site.sh", f"WANDB_API_KEY={KEY}", "sweep"),
     ],
 )
-def test_a_snapshot_that_would_hold_a_key_is_refused(cluster, tmp_path, file, line, program):
-    clone = tmp_path / "clone"
-    for name in ("ssae", "conf", "slurm"):
-        shutil.copytree(
-            REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "models")
-        )
+def test_a_snapshot_that_would_hold_a_key_is_refused(cluster, clone, tmp_path, file, line, program):
     (clone / file).write_text(f"{line}\n")
     key = {"WANDB_API_KEY": KEY} if file.startswith("conf") else {}
     done = subprocess.run(

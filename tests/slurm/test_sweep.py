@@ -3,14 +3,13 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import REPOSITORY, SLURM, Cluster
+from tests.slurm.conftest import SLURM, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -97,12 +96,9 @@ def test_ranks_of_a_job_that_the_trainer_does_not_know_of_are_refused(cluster, o
     assert "2 ranks were started for trainer.devices x trainer.num_nodes = 1" in done.stdout
 
 
-def test_the_sites_flags_are_defaults_and_its_container_is_refused(cluster, overrides, tmp_path):
-    clone = tmp_path / "clone"
-    for name in ("ssae", "conf", "slurm"):
-        shutil.copytree(
-            REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "site.sh")
-        )
+def test_the_sites_flags_are_defaults_and_its_container_is_refused(
+    cluster, overrides, clone, tmp_path
+):
     site = clone / "slurm/site.sh"
     site.write_text("export SBATCH_PARTITION=nowhere SBATCH_TIMELIMIT=1\n")
     words = [*LAUNCHER, *overrides(generalist__num_tokens=str(64 * 20)), "sae.k=2,4"]
@@ -158,7 +154,8 @@ def test_a_sweep_that_is_warned_continues(cluster, overrides, tmp_path):
             if len(list(tmp_path.glob("artifacts/train/*.checkpoints/step=*.ckpt"))) >= 2:
                 break
             time.sleep(0.2)
-        [array] = {line.split("_")[0] for line in cluster("squeue", "-h", "-o", "%i").split()}
+        queue = [line.split() for line in cluster("squeue", "-h", "-o", "%F %Z").splitlines()]
+        [array] = {number for number, folder in queue if folder == str(tmp_path)}
         cluster("scancel", "--signal=USR2", array)
         for task in ("0", "1"):
             cluster.end(f"{array}_{task}", tmp_path / "none")

@@ -189,6 +189,7 @@ def test_harvesting_killed_again_and_again_ends_as_if_it_had_not_been(
             "corpus.pool": str(pool),
             "generalist.budget_tokens": "2_000_000",
             "shard_tokens": "9000",
+            "selection.near_duplicates": "null",
         }
     )
     command[2] = "harvest"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssae.sweep.outcome import measured, read
+from ssae.sweep.outcome import metric, metrics, read
 
 
 def outcomes(folder: Path) -> dict[str, dict]:
@@ -85,9 +85,10 @@ def test_a_metric_is_found_by_its_name(tmp_path):
         for band, value in (("< 1", 0.9), ("all", 0.25))
     ]
     (tmp_path / "metrics.json").write_text(json.dumps(rows))
-    assert measured(tmp_path, "general_test/fvu/generalist") == 0.25
-    assert measured(tmp_path, "general_test/fvu/specialist") is None
-    assert measured(tmp_path / "none", "general_test/fvu/generalist") is None
+    assert metrics(tmp_path) == rows
+    assert metric(rows, "general_test/fvu/generalist") == 0.25
+    assert metric(rows, "general_test/fvu/specialist") is None
+    assert metrics(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\x00\xff"])

@@ -148,10 +148,10 @@ def test_the_learning_rate_rises_stays_and_falls(harvest):
     lit = fit(harvest, num_steps=1, warmup_steps=4, decay_share=0.2)
     lit.num_steps, lit.decay_steps = 20, 4
     expected = [0.25, 0.5, 0.75, *[1.0] * 14, 0.75, 0.5, 0.25]
-    assert [lit._lr_factor(step) for step in range(20)] == expected
-    assert lit._lr_factor(20) == 0
+    assert [lit.lr_factor(step) for step in range(20)] == expected
+    assert lit.lr_factor(20) == 0
     lit.warmup_steps = 0
-    assert lit._lr_factor(0) == 1
+    assert lit.lr_factor(0) == 1
 
 
 def test_a_logged_value_is_that_of_the_step_it_is_logged_at(harvest, tmp_path):
