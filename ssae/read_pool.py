@@ -153,9 +153,8 @@ def _pass(study: Study, writers: Sequence[Any], trainer: L.Trainer) -> None:
         collate_fn=_as_it_is,
         worker_init_fn=in_worker,
     )
-    names = [{f"{file.stem}" for file in done.values()} for done in found]
     with _progress(len(own), trainer) as progress, unwrapped_interrupts():
-        lit = LitRead(list(zip(writers, names, strict=True)), progress)
+        lit = LitRead(list(zip(writers, found, strict=True)), progress)
         trainer.predict(lit, iter(loader), return_predictions=False)
     barrier()  # the blocks of all ranks are there
 

@@ -98,9 +98,8 @@ class Selection:
                 batch, ranking = ranking[:size], ranking[size:]
                 for document, text, num_tokens in _fetched(pool, batch, count_tokens):
                     seed = int(scores.seeds[document])
-                    reason = copies.reason(document, text)
-                    if seed != NO_SEED and used[seed] >= most_per_seed:
-                        reason = OVER_SHARE
+                    is_over = seed != NO_SEED and used[seed] >= most_per_seed
+                    reason = OVER_SHARE if is_over else copies.reason(document, text)
                     if reason:
                         left_out[reason] += 1
                         continue

@@ -1,7 +1,7 @@
 """An embedder turns documents into vectors whose cosine is closeness in meaning."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,3 +43,29 @@ class Embedder:
             ValueError: it cannot be loaded.
         """
         raise NotImplementedError
+
+
+def check_batch(max_length: int, batch_size_tokens: int) -> None:
+    """Check the settings of an embedder that is a neural network.
+
+    Raises:
+        ValueError: a batch cannot hold one text.
+    """
+    if not 1 <= max_length <= batch_size_tokens:
+        raise ValueError(
+            "max_length must be at least 1 and a batch must hold one text of that length, got "
+            f"max_length={max_length}, batch_size_tokens={batch_size_tokens}; "
+            "set retriever.embedder.max_length=256 retriever.embedder.batch_size_tokens=16384"
+        )
+
+
+def batches_by_length(ids: Sequence[Sequence[int]], batch_size_tokens: int) -> Iterator[list[int]]:
+    """Yield the rows of token ids in batches of similar length, the longest first.
+
+    The longest first, so that a batch that does not fit the device fails in the first second.
+    """
+    rows = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+    while rows:
+        count = max(1, batch_size_tokens // max(1, len(ids[rows[0]])))
+        batch, rows = rows[:count], rows[count:]
+        yield batch

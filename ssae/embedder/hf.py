@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ssae.artifact.manifest import file_sha256
-from ssae.embedder.base import Embed, Embedder
+from ssae.embedder.base import Embed, Embedder, batches_by_length, check_batch
 from ssae.process.ranks import local_rank
 from ssae.settings import check_types
 
@@ -67,12 +67,7 @@ class HFEncoder(Embedder):
                 f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}; "
                 "set retriever.embedder.pooling=auto"
             )
-        if not 1 <= self.max_length <= self.batch_size_tokens:
-            raise ValueError(
-                "max_length must be at least 1 and a batch must hold one text of that length, got "
-                f"max_length={self.max_length}, batch_size_tokens={self.batch_size_tokens}; "
-                "set retriever.embedder.max_length=256 retriever.embedder.batch_size_tokens=16384"
-            )
+        check_batch(self.max_length, self.batch_size_tokens)
 
     def identity(self) -> Any:
         """Return the commit, or the checksums of a directory's files."""
@@ -93,27 +88,14 @@ class HFEncoder(Embedder):
         @torch.inference_mode()
         def embed(texts: Sequence[str]) -> np.ndarray:
             vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-            for rows, ids in self._batches(tokenizer, texts):
-                vectors[rows] = _encode(model, ids, pooling).float().cpu().numpy()
+            prefixed = [f"{self.prefix}{text}" for text in texts]
+            ids = tokenizer(prefixed, truncation=True, max_length=self.max_length)["input_ids"]
+            for rows in batches_by_length(ids, self.batch_size_tokens):
+                batch = [torch.tensor(ids[row]) for row in rows]
+                vectors[rows] = _encode(model, batch, pooling).float().cpu().numpy()
             return vectors
 
         return embed
-
-    def _batches(
-        self, tokenizer: Any, texts: Sequence[str]
-    ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-        """Yield (rows, token ids) of texts of similar length, the longest first.
-
-        The longest first, so that a batch that does not fit the device fails in the first second.
-        """
-        encoded = tokenizer(
-            [f"{self.prefix}{text}" for text in texts], truncation=True, max_length=self.max_length
-        )["input_ids"]
-        pairs = sorted(enumerate(encoded), key=lambda pair: -len(pair[1]))
-        while pairs:
-            count = max(1, self.batch_size_tokens // max(1, len(pairs[0][1])))
-            batch, pairs = pairs[:count], pairs[count:]
-            yield [row for row, _ in batch], [torch.tensor(ids) for _, ids in batch]
 
     def _load(self, path: str) -> tuple[Any, Any]:
         tokenizer = self._pretrained(AutoTokenizer, path)

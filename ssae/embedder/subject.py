@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssae.embedder.base import Embed, Embedder
+from ssae.embedder.base import Embed, Embedder, batches_by_length, check_batch
 from ssae.language_model.frozen import LanguageModel
 from ssae.settings import check_types
 
@@ -32,12 +32,7 @@ class SubjectEmbedder(Embedder):
 
     def __post_init__(self) -> None:
         check_types(self, "retriever.embedder.")
-        if not 1 <= self.max_length <= self.batch_size_tokens:
-            raise ValueError(
-                "max_length must be at least 1 and a batch must hold one text of that length, got "
-                f"max_length={self.max_length}, batch_size_tokens={self.batch_size_tokens}; "
-                "set retriever.embedder.max_length=256 retriever.embedder.batch_size_tokens=16384"
-            )
+        check_batch(self.max_length, self.batch_size_tokens)
 
     def identity(self) -> Any:
         """Return the model's."""
@@ -56,12 +51,9 @@ class SubjectEmbedder(Embedder):
                     "input_ids"
                 ]
             ]
-            order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
             vectors: dict[int, np.ndarray] = {}
-            while order:
-                size = max(1, len(ids[order[0]]))
-                count = max(1, self.batch_size_tokens // size)
-                rows, order = order[:count], order[count:]
+            for rows in batches_by_length(ids, self.batch_size_tokens):
+                size = max(1, len(ids[rows[0]]))
                 padded = torch.zeros(len(rows), size, dtype=torch.int64)
                 mask = torch.zeros_like(padded)
                 for place, row in enumerate(rows):

@@ -8,6 +8,8 @@ name, and says whether the part ends with it:
     00003_00008_end.<suffix>   the last one
 """
 
+import contextlib
+import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,6 +77,17 @@ def whole_parts(files: Mapping[tuple[int, int], Path]) -> set[int]:
         if "_end." in file.name:
             ends[part] = number
     return {part for part, end in ends.items() if len(numbers[part]) == end + 1}
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write a file to; a file with its own name is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Blocks(IterableDataset):

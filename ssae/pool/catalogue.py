@@ -15,7 +15,6 @@ Sealed as the corpus artifact:
     manifest.json       counts, of what was left out too
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ import pyarrow.parquet
 
 from ssae.corpus.base import FEATURES, SPLITS, TESTS, Corpus, fingerprint, share_of_hash
 from ssae.corpus.part import Document
-from ssae.pool.blocks import Block, find_blocks
+from ssae.pool.blocks import Block, find_blocks, replacing
 
 BLOCK = pyarrow.schema(
     {
@@ -80,19 +79,11 @@ class CatalogueWriter:
         ]
         if held_out:  # first: the other file says that the block is done
             rest = pyarrow.Table.from_pylist(held_out, schema=HELD_OUT)
-            write_parquet(rest, self.folder / "held_out" / f"{block.name}.parquet")
+            with replacing(self.folder / "held_out" / f"{block.name}.parquet") as path:
+                pyarrow.parquet.write_table(rest, path)
         table = pyarrow.table(columns, schema=schema)
-        write_parquet(table, self.folder / "blocks" / f"{block.name}.parquet")
-
-
-def write_parquet(table: pyarrow.Table, path: Path) -> None:
-    """Write a table; a file with that name is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pyarrow.parquet.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with replacing(self.folder / "blocks" / f"{block.name}.parquet") as path:
+            pyarrow.parquet.write_table(table, path)
 
 
 def seal_catalogue(folder: Path, corpus: Corpus) -> dict[str, Any]:

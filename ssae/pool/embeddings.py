@@ -5,14 +5,13 @@
 float16 rounds a similarity by 1e-3 at most, and halves what a billion documents need.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ssae.artifact.store import Artifact
-from ssae.pool.blocks import Block, find_blocks
+from ssae.pool.blocks import Block, find_blocks, replacing
 from ssae.pool.pool import Pool
 
 SUFFIX = ".npy"
@@ -48,14 +47,11 @@ class EmbeddingWriter:
                 f"finite ({texts[row][:60]!r}); choose another embedder, e.g. "
                 "retriever/embedder=tfidf"
             )
-        path = self.folder / f"{block.name}{SUFFIX}"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                np.save(file, vectors.astype(np.float16), allow_pickle=False)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            replacing(self.folder / f"{block.name}{SUFFIX}") as path,
+            path.open("wb") as file,
+        ):
+            np.save(file, vectors.astype(np.float16), allow_pickle=False)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

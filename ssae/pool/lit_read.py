@@ -1,6 +1,6 @@
 """LitRead: one rank's share of a pass over the pool, as the step of a LightningModule."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,11 +13,13 @@ class LitRead(L.LightningModule):
     """Gives blocks to writers; use it with `trainer.predict`.
 
     Args:
-        writers: (what takes a block by `write`, names of the blocks that it has) each.
+        writers: (what takes a block by `write`, (part, number) of the blocks that it has) each.
         progress: moved by whole parts, if there is a task.
     """
 
-    def __init__(self, writers: Sequence[tuple[Any, set[str]]], progress: Progress) -> None:
+    def __init__(
+        self, writers: Sequence[tuple[Any, Container[tuple[int, int]]]], progress: Progress
+    ) -> None:
         super().__init__()
         self.writers, self.progress = writers, progress
         self._num_documents = 0
@@ -30,8 +32,8 @@ class LitRead(L.LightningModule):
         """
         if isinstance(block, Exception):
             raise block
-        for writer, names in self.writers:
-            if block.name not in names:
+        for writer, done in self.writers:
+            if (block.part, block.number) not in done:
                 writer.write(block)
         self._num_documents += block.num_read
         for task in self.progress.tasks:

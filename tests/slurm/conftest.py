@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 SLURM = REPOSITORY / "slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 SYSTEM = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-# The states that a job does not leave by itself; the others (RUNNING, SIGNALING, REQUEUED, ...) pass.
+# States that a job does not leave by itself; others (RUNNING, SIGNALING, REQUEUED, ...) pass.
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 
 
