@@ -76,7 +76,7 @@ def _corpus(study: Study) -> Wanted:
     corpus = study.corpus
     return Wanted(
         "corpus",
-        {"corpus": corpus, "identity": corpus.identity(), "format": 3},
+        {"corpus": corpus, "identity": corpus.identity(), "format": 4},
         functools.partial(CatalogueWriter, keeps_text=corpus.keeps_text),
         functools.partial(seal_catalogue, corpus=corpus),
     )

@@ -31,8 +31,6 @@ from ssae.study import Study
 log = logging.getLogger(__name__)
 
 PAGE = "retrieval.html"
-SAMPLE = 1000
-"""Documents of the pool that the map shows the selection among."""
 MOST_SHOWN = 5_000_000
 """Documents, at random, whose scores and sources the page counts."""
 
@@ -172,19 +170,19 @@ def _retrieved(
     left_out: dict[str, int],
 ) -> Retrieved:
     """Return what the page shows."""
-    sample, counted = _sample(len(pool), SAMPLE), _sample(len(pool), MOST_SHOWN)
+    sample, counted = load_split(pool.artifact, "sample"), _at_random(len(pool), MOST_SHOWN)
     return Retrieved(
         documents=documents,
         seeds=seeds,
         scores=scores.values[counted],
         sources=pool.sources(counted),
-        sample_texts=pool.fetch(sample),
-        sample_sources=pool.sources(sample),
+        sample_texts=sample["text"][:],
+        sample_sources=sample["source"][:],
         left_out=left_out,
     )
 
 
-def _sample(num_pool: int, most: int) -> np.ndarray:
+def _at_random(num_pool: int, most: int) -> np.ndarray:
     if num_pool <= most:
         return np.arange(num_pool)
     return np.sort(np.random.default_rng(0).choice(num_pool, most, replace=False, shuffle=False))

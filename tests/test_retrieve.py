@@ -16,6 +16,7 @@ from ssae.artifact.store import Artifact
 from ssae.corpus.base import fingerprint
 from ssae.embedder.tfidf import TfidfSVD
 from ssae.index.ann import Index
+from ssae.pool.pool import Pool
 from ssae.read_pool import open_pool
 from ssae.retrieve import ranking_quality, retrieve
 from ssae.retriever.base import UNSEEN
@@ -76,6 +77,21 @@ def test_every_document_says_why_it_was_taken(make_study, tmp_path, name: str):
     # Of a random draw there is nothing to judge.
     assert (retrieved.path / "retrieval.html").exists() == (name != "random")
     assert ((np.array(found["query"]) == -1).all()) == (name == "random")
+
+
+def test_the_page_reads_nothing_more_of_the_pool(make_study, tmp_path, monkeypatch):
+    study = make_study(tmp_path)
+    score(study, BM)
+    fetched, fetch = [], Pool.fetch
+
+    def recording(self, ids):
+        fetched.append(list(ids))
+        return fetch(self, ids)
+
+    monkeypatch.setattr(Pool, "fetch", recording)
+    retrieved = retrieve(study, BM, 100)
+    assert (retrieved.path / "retrieval.html").exists()
+    assert len(fetched) == 1  # what the selection looked at
 
 
 def test_the_quality_is_that_of_the_labels(make_study, tmp_path):

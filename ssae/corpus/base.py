@@ -126,7 +126,7 @@ FEATURES = datasets.Features({"text": datasets.Value("string"), "source": datase
 
 
 def load_split(corpus: Artifact, name: str) -> datasets.Dataset:
-    """Open seeds, subdomain_test or general_test of a corpus artifact: columns text, source."""
+    """Open seeds, subdomain_test, general_test or sample of a corpus: columns text, source."""
     return datasets.Dataset.load_from_disk(Path(corpus.path) / name)
 
 

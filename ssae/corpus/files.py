@@ -63,7 +63,7 @@ class Files(Corpus):
 
     def parts(self) -> Iterable[Part]:
         """Return the files of the pool."""
-        return [TextFile(file, self.text_field, self.source_field) for file in self._files("pool")]
+        return self._text_files("pool")
 
     def own_documents(self) -> Mapping[str, Iterable[Document]]:
         """Read seeds and tests; without a file of its own the subdomain's test is held out."""
@@ -95,5 +95,10 @@ class Files(Corpus):
         return [] if paths is None else find_files(paths, f"corpus.{name}")
 
     def _documents(self, name: str) -> Iterator[Document]:
-        for file in self._files(name):
-            yield from TextFile(file, self.text_field, self.source_field).documents()
+        for file in self._text_files(name):
+            yield from file.documents()
+
+    def _text_files(self, name: str) -> list[TextFile]:
+        files = self._files(name)
+        fields = self.text_field, self.source_field
+        return [TextFile(file, *fields, is_one_of_many=len(files) > 1) for file in files]

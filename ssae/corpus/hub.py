@@ -189,6 +189,8 @@ class HubPart(Part):
     def _document(self, row: dict[str, Any], count: int) -> Document:
         excerpt = self.excerpt
         text = row.get(excerpt.text_field)
+        if text is None and excerpt.text_field in row:
+            text = ""  # left out, and counted, as too short
         if not isinstance(text, str):
             raise ValueError(
                 f"corpus.{self.split}: column {excerpt.text_field!r} of {excerpt.path} holds "

@@ -4,7 +4,8 @@
     .txt                a document a paragraph: blank lines separate documents
     .parquet            a document a row, in the column `text_field`
 
-Text is kept as it is: no Unicode normalisation, no stripping.
+Text is kept as it is: no Unicode normalisation, no stripping. A text of null is an empty one, which
+every corpus leaves out and counts as too short.
 """
 
 import codecs
@@ -12,6 +13,7 @@ import dataclasses
 import difflib
 import gzip
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ import pyarrow
 import pyarrow.parquet
 
 from ssae.corpus.part import Document, Part
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".parquet")
 
@@ -60,24 +64,29 @@ class TextFile(Part):
         path: of a kind in SUFFIXES.
         text_field: field of a line, column of a parquet file.
         source_field: likewise.
+        is_one_of_many: an empty file, as programs that write shards leave behind, is passed over.
     """
 
     path: Path
     text_field: str
     source_field: str
+    is_one_of_many: bool = False
 
     def documents(self) -> Iterator[Document]:
         """Yield every document.
 
         Raises:
-            ValueError: names the file and the line (or row) that cannot be read.
+            ValueError: names the file and the line (or row) that cannot be read; or it is empty.
         """
         empty = True
         for document in self._read():
             empty = False
             yield document
         if empty:
-            raise ValueError(f"{self.path} is empty: it holds no document")
+            message = f"{self.path} is empty: it holds no document"
+            if not self.is_one_of_many:
+                raise ValueError(message)
+            log.warning(message)
 
     def pick(self, rows: Sequence[int]) -> Iterator[Document]:
         """Yield the documents number `rows`; of a parquet file only their row groups are read."""
@@ -183,7 +192,7 @@ def _document(
 ) -> Document:
     if text_field not in row:
         raise _no_field(where, text_field, list(row))
-    text = row[text_field]
+    text = "" if row[text_field] is None else row[text_field]
     if not isinstance(text, str):
         raise ValueError(
             f"{where}: {text_field!r} must be a string, got a {type(text).__name__}: "

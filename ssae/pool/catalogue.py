@@ -5,13 +5,16 @@ Made of the blocks of one pass:
     blocks/00003_00007.parquet      row, source, fingerprint, num_characters (and text, where the
                                     corpus keeps it)
     held_out/00003_00007.parquet    split, text, source
+    sample/00003_00007.parquet      fingerprint, text, source of few
 
 Sealed as the corpus artifact:
 
     catalogue.arrow     a row for each document of the pool, in order: part, block, offset (its row
                         in what is made of the block), row, source, fingerprint, num_characters
     blocks/             only where the corpus keeps text
-    seeds/, subdomain_test/, general_test/      datasets folders: text, source
+    sample/             SAMPLE documents of the pool at random, to look at: those of the lowest
+                        fingerprints (a datasets folder: text, source)
+    seeds/, subdomain_test/, general_test/      likewise
     manifest.json       counts, of what was left out too
 """
 
@@ -38,6 +41,10 @@ BLOCK = pyarrow.schema(
     }
 )
 HELD_OUT = pyarrow.schema(dict.fromkeys(("split", "text", "source"), pyarrow.string()))
+SAMPLED = pyarrow.schema(
+    {"fingerprint": pyarrow.uint64(), "text": pyarrow.string(), "source": pyarrow.string()}
+)
+SAMPLE = 1000
 PLACE = dict.fromkeys(("part", "block", "offset"), pyarrow.int32())
 CATALOGUE = pyarrow.unify_schemas([pyarrow.schema(PLACE), BLOCK])
 
@@ -52,7 +59,8 @@ class CatalogueWriter:
 
     def __init__(self, folder: Path, keeps_text: bool) -> None:
         self.folder, self.keeps_text = folder, keeps_text
-        for name in ("blocks", "held_out"):
+        self._num_documents = 0
+        for name in ("blocks", "held_out", "sample"):
             (folder / name).mkdir(exist_ok=True)
 
     def done(self) -> dict[tuple[int, int], Path]:
@@ -77,12 +85,20 @@ class CatalogueWriter:
             {"split": split, "text": entry.text, "source": entry.source}
             for split, entry in block.held_out
         ]
-        if held_out:  # first: the other file says that the block is done
-            rest = pyarrow.Table.from_pylist(held_out, schema=HELD_OUT)
-            with replacing(self.folder / "held_out" / f"{block.name}.parquet") as path:
-                pyarrow.parquet.write_table(rest, path)
-        table = pyarrow.table(columns, schema=schema)
-        with replacing(self.folder / "blocks" / f"{block.name}.parquet") as path:
+        self._num_documents += len(block.pool)
+        # None of the SAMPLE lowest of the whole pool is above this (of a pool of repeats some are),
+        # and what is kept grows with the pool's logarithm only.
+        highest = 2**64 * min(1, 2 * SAMPLE / max(1, self._num_documents))
+        sample = [entry._asdict() for entry in block.pool if entry.fingerprint < highest]
+        # The blocks last: they say that the block is done.
+        if held_out:
+            self._write("held_out", block, pyarrow.Table.from_pylist(held_out, schema=HELD_OUT))
+        if sample:
+            self._write("sample", block, pyarrow.Table.from_pylist(sample, schema=SAMPLED))
+        self._write("blocks", block, pyarrow.table(columns, schema=schema))
+
+    def _write(self, kind: str, block: Block, table: pyarrow.Table) -> None:
+        with replacing(self.folder / kind / f"{block.name}.parquet") as path:
             pyarrow.parquet.write_table(table, path)
 
 
@@ -109,6 +125,7 @@ def seal_catalogue(folder: Path, corpus: Corpus) -> dict[str, Any]:
         raise _empty("pool", corpus)
     if not kept.any():
         raise ValueError("every document of corpus.pool is also a seed or a test document")
+    splits["sample"] = _sample(folder, np.concatenate(fingerprints)[kept])
     num_characters = start = 0
     path = str(folder / "catalogue.arrow")
     with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_file(file, CATALOGUE) as writer:
@@ -129,6 +146,19 @@ def seal_catalogue(folder: Path, corpus: Corpus) -> dict[str, Any]:
         shutil.rmtree(folder / "blocks")
     shutil.rmtree(folder / "held_out")
     return counts
+
+
+def _sample(folder: Path, fingerprints: np.ndarray) -> list[Document]:
+    """Return the documents of the SAMPLE lowest of the pool's fingerprints, lowest first."""
+    found: dict[int, Document] = {}
+    for file in find_blocks(folder / "sample", ".parquet").values():
+        for row in pyarrow.parquet.read_table(file).to_pylist():
+            document = {"text": row["text"], "source": row["source"]}
+            found.setdefault(row["fingerprint"], document)
+    shutil.rmtree(folder / "sample")
+    num = min(SAMPLE, len(fingerprints))
+    lowest = np.sort(np.partition(fingerprints, num - 1)[:num])
+    return [found[key] for key in lowest.tolist() if key in found]
 
 
 def _kept(fingerprints: np.ndarray, held_back: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:

@@ -78,6 +78,45 @@ def test_blank_lines_are_skipped_and_a_missing_source_is_the_files_name(tmp_path
     assert documents(corpus(path, seeds)) == [("x", "p.jsonl"), ("y", "p.jsonl"), ("z", "7")]
 
 
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
+def test_a_text_of_null_is_an_empty_document(name: str, tmp_path: Path, seeds: str):
+    rows = [{"text": "x"}, {"text": None}, {"text": "y"}]
+    if name == "p.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        write(tmp_path / name, "\n".join(map(json.dumps, rows)))
+    found = documents(corpus(str(tmp_path / name), seeds))
+    assert [text for text, _ in found] == ["x", "", "y"]
+
+
+def test_an_empty_file_among_many_is_passed_over_and_named(
+    tmp_path: Path, seeds: str, caplog: pytest.LogCaptureFixture
+):
+    write(tmp_path / "pool/1.jsonl", line("x"))
+    write(tmp_path / "pool/2.jsonl", "")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "pool/3.parquet")
+    write(tmp_path / "pool/4.jsonl", line("y"))
+    found = documents(corpus(str(tmp_path / "pool"), seeds))
+    assert [text for text, _ in found] == ["x", "y"]
+    assert [Path(m.split()[0]).name for m in caplog.messages] == ["2.jsonl", "3.parquet"]
+
+
+def test_a_pool_with_gaps_is_read_and_one_of_nothing_else_is_refused(
+    tmp_path: Path, seeds: str, read
+):
+    write(tmp_path / "pool/1.jsonl", line("of the first file") + '{"text": null}\n')
+    write(tmp_path / "pool/2.jsonl", "")
+    write(tmp_path / "pool/3.jsonl", line("of the third file"))
+    general = write(tmp_path / "general.jsonl", line("a test"))
+    found = read(corpus(str(tmp_path / "pool"), seeds, general_test=general))
+    assert list(found.pool.texts()) == ["of the first file", "of the third file"]
+    assert found.artifact.manifest["num_short_or_long"] == 1
+    for name, content in (("1", '{"text": null}\n'), ("3", "")):
+        write(tmp_path / f"pool/{name}.jsonl", content)
+    with pytest.raises(ValueError, match=r"'pool' has no document of at least 1 characters"):
+        read(corpus(str(tmp_path / "pool"), seeds, general_test=general))
+
+
 def test_unicode_line_separators_do_not_end_a_line(tmp_path: Path, seeds: str):
     path = write(tmp_path / "p.jsonl", line("one\u2028still one\x85still"))
     assert documents(corpus(path, seeds))[0][0] == "one\u2028still one\x85still"
@@ -97,7 +136,6 @@ BROKEN = {
         r"line 3: no field 'text'; it has 'body', 'txt': set corpus\.text_field=txt",
     ),
     "text not a string": ("p.jsonl", '{"text": 5}', r"line 1: 'text' must be a string, got a int"),
-    "null text": ("p.jsonl", '{"text": null}', r"line 1: 'text' must be a string, got a NoneType"),
     "invalid UTF-8": (
         "p.jsonl",
         GOOD.encode() + b'{"text": "caf\xe9"}',

@@ -106,6 +106,13 @@ def test_a_wrong_column_lists_the_columns(endpoint: list):
         documents(wrong)
 
 
+def test_a_text_of_null_is_an_empty_document(tmp_path: Path):
+    rows = [{"text": "one"}, {"text": None}, {"text": "two"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    found = documents(corpus(pool=excerpt(str(tmp_path / "saved"), num_documents=3)))
+    assert [text for text, _ in found] == ["one", "", "two"]
+
+
 def test_too_few_documents_are_counted(endpoint: list):
     wrong = corpus(pool=excerpt("someone/texts", skip_documents=18))
     with pytest.raises(ValueError, match=r"only 20 documents.*lower corpus\.pool\.num_documents"):

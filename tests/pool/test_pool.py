@@ -13,11 +13,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ssae.corpus.base import short_fingerprint
+from ssae.corpus.base import load_split, short_fingerprint
 from ssae.corpus.docstrings import Docstrings
 from ssae.corpus.files import Files
 from ssae.corpus.hub import Hub
-from ssae.pool import blocks
+from ssae.pool import blocks, catalogue
 from ssae.pool.pool import Pool
 
 Row = tuple[str, str]
@@ -209,6 +209,31 @@ def test_documents_held_out_of_the_pools_text_are_those_of_the_split(docstrings,
         expected = {(d["text"], d["source"]) for d in every if case.corpus.split_of(d) == split}
         assert len(expected) > 3
         assert set(found.documents(split)) == expected
+
+
+@pytest.mark.parametrize("num", [20, 1000])
+def test_the_sample_is_the_documents_of_the_lowest_fingerprints(listed, read, monkeypatch, num):
+    monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 16)
+    monkeypatch.setattr(catalogue, "SAMPLE", num)
+    texts = [f"document {i}" for i in range(900)]
+    found = read(listed(texts[:600], texts[500:]))  # a hundred twice
+    lowest = sorted(texts, key=short_fingerprint)[:num]
+    assert load_split(found.artifact, "sample")["text"][:] == lowest
+
+
+def test_few_documents_are_kept_for_the_sample(listed, read, monkeypatch):
+    monkeypatch.setattr(catalogue, "SAMPLE", 5)
+    monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 50)
+    kept, write = [], catalogue.CatalogueWriter._write
+
+    def recording(self, kind, block, table):
+        kept.extend(table["text"].to_pylist() if kind == "sample" else [])
+        write(self, kind, block, table)
+
+    monkeypatch.setattr(catalogue.CatalogueWriter, "_write", recording)
+    read(listed([f"document {i}" for i in range(5000)]))
+    # 10 (1 + 1/2 + 1/3 + ... + 1/100) = 52 are expected.
+    assert 20 < len(kept) < 120
 
 
 def test_labels_are_those_of_the_sources(files, read):
