@@ -8,7 +8,7 @@ import torch
 
 from ssae.objective.base import Objective
 from ssae.retriever.base import Retriever
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 
 STARTS = ("fine_tune", "recycle", "residual")
 SHARES = {"decay_share": 0.2, "resample_share": 0.75, "recycle_firing_rate": 0}
@@ -133,16 +133,12 @@ class Training:
             raise ValueError(
                 f"training.optimizer cannot be made: {error}; see `ssae train --cfg job`"
             ) from error
-        for name, example in (
-            ("batch_size_tokens", 1024),
-            ("dead_after_tokens", 100_000),
-            ("checkpoint_every_steps", 500),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"training.{name} must be at least 1, got {getattr(self, name)}; "
-                    f"set training.{name}={example}"
-                )
+        bounds = {
+            "batch_size_tokens": (1, 1024),
+            "dead_after_tokens": (1, 100_000),
+            "checkpoint_every_steps": (1, 500),
+        }
+        check_least(self, bounds, "training.")
         for name in ("warmup_steps", "sparsity_warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(

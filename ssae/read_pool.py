@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from ssae.artifact.store import Artifact, build, locate
 from ssae.artifact.together import barrier, build_together, from_rank_zero
 from ssae.embedder.base import Embedder
-from ssae.pool.blocks import Blocks, StoredBlocks, find_blocks, in_worker, whole_parts
-from ssae.pool.catalogue import CatalogueWriter, check_own, seal_catalogue
-from ssae.pool.embeddings import EmbeddingWriter, width
+from ssae.pool.blocks import Blocks, BlockWriter, StoredBlocks, find_blocks, in_worker, whole_parts
+from ssae.pool.catalogue import CatalogueWriter
+from ssae.pool.embeddings import EmbeddingWriter
 from ssae.pool.lit_read import LitRead
 from ssae.pool.pool import Pool
 from ssae.process.progress import progress_bar
@@ -38,10 +38,8 @@ class Wanted(NamedTuple):
 
     verb: str
     inputs: Mapping[str, Any]
-    writer: Callable[[Path], Any]
-    """Makes, for its folder, what is given every block."""
-    seal: Callable[[Path], Mapping[str, Any]]
-    """Ends it, on rank 0, and returns the manifest's entries."""
+    writer: Callable[[Path], BlockWriter]
+    """Gives, for its folder, what makes it."""
 
 
 def read_corpus(study: Study) -> Artifact:
@@ -76,9 +74,8 @@ def _corpus(study: Study) -> Wanted:
     corpus = study.corpus
     return Wanted(
         "corpus",
-        {"corpus": corpus, "identity": corpus.identity(), "format": 4},
-        functools.partial(CatalogueWriter, keeps_text=corpus.keeps_text),
-        functools.partial(seal_catalogue, corpus=corpus),
+        {"corpus": corpus, "identity": corpus.identity(), "format": 5},
+        functools.partial(CatalogueWriter, corpus=corpus),
     )
 
 
@@ -96,7 +93,6 @@ def _embeddings(study: Study, embedder: Embedder, fitted: Artifact | None) -> Wa
             "format": 2,
         },
         writer,
-        lambda folder: {"dim": width(folder)},
     )
 
 
@@ -123,19 +119,17 @@ def _read(study: Study, wanted: Sequence[Wanted]) -> list[Artifact]:
     places = {locate(study.artifacts, w.verb, w.inputs).partial: w for w in wanted}
 
     def make(folders: list[Path]) -> list[Mapping[str, Any]]:
-        if any(places[folder].verb == "corpus" for folder in folders):
-            from_rank_zero(lambda: check_own(study.corpus))
         writers = [places[folder].writer(folder) for folder in folders]
+        for writer in writers:
+            from_rank_zero(writer.check)
         _pass(study, writers, trainer)
-        if not trainer.is_global_zero:
-            return [{} for _ in folders]
-        return [places[folder].seal(folder) for folder in folders]
+        return [writer.seal() if trainer.is_global_zero else {} for writer in writers]
 
     pairs = [(w.verb, w.inputs) for w in wanted]
     return build_together(study.artifacts, pairs, make, trainer)
 
 
-def _pass(study: Study, writers: Sequence[Any], trainer: L.Trainer) -> None:
+def _pass(study: Study, writers: Sequence[BlockWriter], trainer: L.Trainer) -> None:
     """Give every block that a writer lacks to it; return when all ranks have."""
     parts = list(study.corpus.parts())
     found = from_rank_zero(lambda: [writer.done() for writer in writers])
@@ -145,15 +139,15 @@ def _pass(study: Study, writers: Sequence[Any], trainer: L.Trainer) -> None:
     rank, size = trainer.global_rank, trainer.world_size
     given = study.corpus, parts, everywhere, whole, rank, size
     blocks = StoredBlocks(stored, *given) if stored else Blocks(*given)
-    own = [part for part in blocks.own_parts() if part not in whole]
+    num_parts = len(blocks.own_parts())
     loader = DataLoader(
         blocks,
         batch_size=None,
-        num_workers=_num_workers(study.corpus.num_workers, len(own)),
+        num_workers=_num_workers(study.corpus.num_workers, num_parts),
         collate_fn=_as_it_is,
         worker_init_fn=in_worker,
     )
-    with _progress(len(own), trainer) as progress, unwrapped_interrupts():
+    with _progress(num_parts, trainer) as progress, unwrapped_interrupts():
         lit = LitRead(list(zip(writers, found, strict=True)), progress)
         trainer.predict(lit, iter(loader), return_predictions=False)
     barrier()  # the blocks of all ranks are there

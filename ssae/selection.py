@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN = 4.0
 """A first guess of how many documents a budget takes."""
+OVER_SHARE = "num_over_seed_share"
 
 
 class Chosen(NamedTuple):
@@ -124,9 +125,6 @@ class Selection:
                 _shortage(scores, held_up or left_out[OVER_SHARE] > 0),
             )
         return chosen, dict(left_out)
-
-
-OVER_SHARE = "num_over_seed_share"
 
 
 def _shortage(scores: Scores, shares_are_full: bool) -> str:

@@ -1,6 +1,7 @@
 """What every part of a composed config checks alike."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -25,3 +26,23 @@ def check_types(settings: Any, prefix: str = "") -> None:
             whole = isinstance(value, float) and value % 1 == 0 and field.type is int
             example = int(value) if whole else f"<{rule}>"
             raise ValueError(f"{name} must be {rule}, got {value!r}; set {name}={example}")
+
+
+def check_least(settings: Any, bounds: Mapping[str, tuple[int, int]], prefix: str = "") -> None:
+    """Refuse numbers that are too small.
+
+    Args:
+        settings: have them as attributes.
+        bounds: {name: (the least it may be, an example)}.
+        prefix: of the names, as overrides spell them.
+
+    Raises:
+        ValueError: names the setting, its bound and what it is.
+    """
+    for name, (least, example) in bounds.items():
+        value = getattr(settings, name)
+        if value < least:
+            raise ValueError(
+                f"{prefix}{name} must be at least {least}, got {value}; "
+                f"set {prefix}{name}={example}"
+            )

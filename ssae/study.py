@@ -17,7 +17,7 @@ from ssae.language_model.frozen import LanguageModel
 from ssae.retriever.base import Retriever
 from ssae.sae.formats import FORMATS
 from ssae.selection import Selection
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 from ssae.training.trainer import check_options
 
 log = logging.getLogger(__name__)
@@ -111,21 +111,17 @@ class Study:
             )
         for name in ("artifacts", "run_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)))
-        for name, least, example in (
-            ("context_length", 2, 128),
-            ("harvest_batch_tokens", 1, 2048),
-            ("shard_tokens", 1, 65_536),
-            ("evaluation_batch_tokens", 1, 2048),
-            ("evaluation_tokens", 1, 100_000),
-            ("frequency_tokens", 1, 1_000_000),
-            ("num_bootstraps", 2, 1000),
-            ("seed", 0, 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} must be at least {least}, got {getattr(self, name)}; "
-                    f"set {name}={example}"
-                )
+        bounds = {
+            "context_length": (2, 128),
+            "harvest_batch_tokens": (1, 2048),
+            "shard_tokens": (1, 65_536),
+            "evaluation_batch_tokens": (1, 2048),
+            "evaluation_tokens": (1, 100_000),
+            "frequency_tokens": (1, 1_000_000),
+            "num_bootstraps": (2, 1000),
+            "seed": (0, 0),
+        }
+        check_least(self, bounds)
         self.activation.check_rows(self.context_length)
         for name in self.arms:
             chain: list[str | None] = [name]

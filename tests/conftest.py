@@ -332,6 +332,12 @@ class Listed(Corpus):
     def identity(self):
         return {}
 
+    def pool_identity(self):
+        return {
+            "pool": self.parts_of_pool,
+            "characters": [self.min_characters, self.max_characters],
+        }
+
     def parts(self):
         return [ListedPart(rows) for rows in self.parts_of_pool]
 

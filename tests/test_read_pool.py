@@ -6,19 +6,21 @@ import json
 import pickle
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
 import numpy as np
 import pytest
 
+from ssae.artifact import store
 from ssae.artifact.store import Artifact
 from ssae.corpus.files import Files
 from ssae.embedder.base import Embedder
 from ssae.embedder.subject import SubjectEmbedder
 from ssae.embedder.tfidf import TfidfSVD
 from ssae.index.ann import Index
-from ssae.pool import blocks
+from ssae.pool import blocks, catalogue
 from ssae.pool.catalogue import CatalogueWriter
 from ssae.pool.embeddings import EmbeddingWriter
 from ssae.read_pool import embed, read_corpus
@@ -177,6 +179,54 @@ def test_an_interrupted_pass_reads_what_is_missing_and_ends_as_if_it_had_not_bee
         assert artifact.hash == expected[kind].hash
         assert artifact.manifest == expected[kind].manifest
         assert contents(artifact.path) == contents(expected[kind].path)
+
+
+def removing(unlink: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return shutil.rmtree, file by file."""
+
+    def rmtree(folder: Path) -> None:
+        for file in sorted(folder.iterdir()):
+            unlink(file)
+        folder.rmdir()
+
+    return rmtree
+
+
+@pytest.mark.parametrize("keeps_text", [False, True])
+@pytest.mark.parametrize("num_steps", [0, 1, NUM_BLOCKS - 1, NUM_BLOCKS, NUM_BLOCKS + 2])
+def test_a_corpus_that_is_killed_while_it_is_sealed_ends_as_if_it_had_not_been(
+    corpus, make_study, tmp_path, monkeypatch, keeps_text, num_steps
+):
+    class HeldOut(type(corpus)):
+        """Every tenth document of the pool's text is a test."""
+
+        def split_of(self, document):
+            return "general_test" if "3 " in document["text"][:4] else "pool"
+
+    HeldOut.keeps_text = keeps_text
+    corpus = HeldOut(**vars(corpus))
+    whole, study = (make_study(tmp_path / name, corpus=corpus) for name in ("whole", "killed"))
+    expected = read_corpus(whole)
+    assert expected.manifest["general_test"]["num_documents"] > 1
+    steps = []
+
+    def stopping(work):
+        def step(*args):
+            if len(steps) == (0 if keeps_text else num_steps):
+                raise Stopped
+            steps.append(work)
+            return work(*args)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue.shutil, "rmtree", removing(stopping(Path.unlink)))
+        patch.setattr(store, "write_manifest", stopping(store.write_manifest))
+        with pytest.raises(Stopped):
+            read_corpus(study)
+    found = read_corpus(study)
+    assert found.manifest == expected.manifest
+    assert contents(found.path) == contents(expected.path)
 
 
 def write_files(folder: Path, num_files: int) -> None:

@@ -20,7 +20,7 @@ from ssae.activation.reader import Activations
 from ssae.activation.shards import Tokens
 from ssae.activation.source import Source, Supply, announce_windows
 from ssae.activation.worker import Background, InTurn, Worker
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,7 @@ class Shards(Supply):
                 f"activation.read_ahead must be null, true or false, got {self.read_ahead!r}; "
                 "set activation.read_ahead=null"
             )
-        if self.window_tokens < 1:
-            raise ValueError(
-                f"activation.window_tokens must be at least 1, got {self.window_tokens}; "
-                "set activation.window_tokens=1_048_576"
-            )
+        check_least(self, {"window_tokens": (1, 1_048_576)}, "activation.")
         if not 1 <= self.block_tokens <= self.window_tokens:
             raise ValueError(
                 "activation.block_tokens must lie between 1 and activation.window_tokens "

@@ -22,7 +22,7 @@ from ssae.activation.worker import Background, InTurn, Worker
 from ssae.harvest import check_model
 from ssae.language_model.frozen import LanguageModel
 from ssae.retrieve import retrieve_for
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 from ssae.tokenise import tokenise
 
 log = logging.getLogger(__name__)
@@ -48,16 +48,12 @@ class Stream(Supply):
 
     def __post_init__(self) -> None:
         check_types(self, "activation.")
-        for name, least, example in (
-            ("lanes", 1, 8),
-            ("window_tokens", self.lanes, 131_072),
-            ("calibration_tokens", 1, 131_072),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"activation.{name} must be at least {least}, got {getattr(self, name)}; "
-                    f"set activation.{name}={example}"
-                )
+        bounds = {
+            "lanes": (1, 8),
+            "window_tokens": (self.lanes, 131_072),
+            "calibration_tokens": (1, 131_072),
+        }
+        check_least(self, bounds, "activation.")
         threads = self.lm_threads
         if threads is not None and (type(threads) is not int or threads < 0):
             raise ValueError(

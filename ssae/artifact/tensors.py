@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssae.artifact.text import obey_umask
+from ssae.artifact.replace import obey_umask
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -41,8 +41,8 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from ssae.index.ann import KINDS, Index
+from ssae.index.backend import import_faiss
 from ssae.index.build import build_index
-from ssae.index.library import import_faiss
 from ssae.index.search import FILE, OpenIndex, open_index
 
 BLOCK = 2**14

@@ -20,7 +20,7 @@ import numpy as np
 
 from ssae.artifact.store import Artifact
 from ssae.corpus.part import Document, Part
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 
 TESTS = ("subdomain_test", "general_test")
 SPLITS = ("pool", "seeds", *TESTS)
@@ -57,11 +57,7 @@ class Corpus:
                     f"corpus.{name} must be null or a whole number, got {value!r}; "
                     f"set corpus.{name}=null"
                 )
-        if self.min_characters < 1:
-            raise ValueError(
-                f"min_characters must be at least 1, got {self.min_characters}; "
-                "set corpus.min_characters=100"
-            )
+        check_least(self, {"min_characters": (1, 100)}, "corpus.")
         if self.max_characters is not None and self.max_characters < self.min_characters:
             raise ValueError(
                 f"max_characters must be at least min_characters={self.min_characters}, got "

@@ -12,9 +12,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
-from ssae.artifact.text import write_text
+from ssae.artifact.replace import write_text
 from ssae.embedder.base import Embed, Embedder
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,13 @@ class TfidfSVD(Embedder):
 
     def __post_init__(self) -> None:
         check_types(self, "retriever.embedder.")
-        for name in ("dim", "max_features", "min_df", "sample_documents"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}; "
-                    f"raise retriever.embedder.{name}"
-                )
+        bounds = {
+            "dim": (1, 256),
+            "max_features": (1, 50_000),
+            "min_df": (1, 2),
+            "sample_documents": (1, 100_000),
+        }
+        check_least(self, bounds, "retriever.embedder.")
         if not 0 < self.max_df <= 1:
             raise ValueError(
                 f"max_df is a share of the documents in (0, 1], got {self.max_df}; "

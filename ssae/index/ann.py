@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 
 KINDS = ("auto", "flat", "ivf_flat", "ivf_pq", "hnsw")
 MOST_LISTS = 2**16
@@ -75,16 +75,8 @@ class Index:
                 f"retriever.index.kind must be one of {', '.join(KINDS)}, got {self.kind!r}; "
                 "set retriever.index.kind=auto"
             )
-        for name, least, example in (
-            ("exact_below", 0, 1_000_000),
-            ("recall_at", 1, 100),
-            ("pq_bytes", 1, 64),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"retriever.index.{name} must be at least {least}, got {getattr(self, name)}; "
-                    f"set retriever.index.{name}={example}"
-                )
+        bounds = {"exact_below": (0, 1_000_000), "recall_at": (1, 100), "pq_bytes": (1, 64)}
+        check_least(self, bounds, "retriever.index.")
         if self.compress_above < self.exact_below:
             raise ValueError(
                 "retriever.index.compress_above must be at least exact_below "

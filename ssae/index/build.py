@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ssae.index.ann import Index, Vectors, num_lists
-from ssae.index.library import import_faiss
-from ssae.index.lists import closest, k_means
+from ssae.index.backend import import_faiss
+from ssae.index.lists import closest, k_means, to_table
 from ssae.index.search import FILE, Effort, digest, nearest
 from ssae.index.tune import Exact, recalls, smallest
 from ssae.process.progress import progress_bar
@@ -66,9 +67,10 @@ def build_index(settings: Index, vectors: Vectors, folder: Path) -> dict[str, An
     index = _train(settings, kind, vectors, drawn[num_queries:], nlist, generator)
     nlist = index.nlist if nlist else 0
     exact = Exact(queries, settings.recall_at)
-    _add(index, vectors, query_ids, exact)
+    table = to_table(index.quantizer.reconstruct_n(0, nlist)) if nlist else None
+    _add(index, table, vectors, query_ids, exact)
     effort, recall = _tune(settings, index, kind, vectors, exact)
-    _add_rows(index, queries, query_ids)
+    _add_rows(index, table, queries, query_ids)
     path = folder / FILE
     faiss.write_index(index, str(path))
     size = path.stat().st_size
@@ -143,7 +145,9 @@ def _train(
     return index
 
 
-def _add(index: Any, vectors: Vectors, held_out: np.ndarray, exact: Exact) -> None:
+def _add(
+    index: Any, table: Tensor | None, vectors: Vectors, held_out: np.ndarray, exact: Exact
+) -> None:
     """Add all rows that have content and are not held out, and compare them with the queries."""
     first = 0
     with progress_bar("indexing", len(vectors)) as progress:
@@ -152,7 +156,7 @@ def _add(index: Any, vectors: Vectors, held_out: np.ndarray, exact: Exact) -> No
             ids = np.arange(first, first + len(block))
             kept = block.any(axis=1) & ~np.isin(ids, held_out)
             rows = np.ascontiguousarray(block[kept], dtype=np.float32)
-            _add_rows(index, rows, ids[kept])
+            _add_rows(index, table, rows, ids[kept])
             exact.add(rows)
             first += len(block)
             rate = f"{first / max(task.elapsed or 0, 1e-3):,.0f} vectors/s"
@@ -160,13 +164,13 @@ def _add(index: Any, vectors: Vectors, held_out: np.ndarray, exact: Exact) -> No
     assert first == len(vectors)
 
 
-def _add_rows(index: Any, rows: np.ndarray, ids: np.ndarray) -> None:
-    if not hasattr(index, "quantizer"):
+def _add_rows(index: Any, table: Tensor | None, rows: np.ndarray, ids: np.ndarray) -> None:
+    """Add rows; of an inverted file, whose centroids the table holds, to lists found by torch."""
+    if table is None:
         index.add_with_ids(rows, ids)
     elif len(rows):
         swig_ptr = import_faiss().swig_ptr
-        centroids = index.quantizer.reconstruct_n(0, index.nlist)
-        lists = closest(rows, centroids)
+        lists = closest(rows, table)
         index.add_core(len(rows), swig_ptr(rows), swig_ptr(ids), swig_ptr(lists))
 
 

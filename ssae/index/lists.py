@@ -9,23 +9,28 @@ of 9,000 vectors x 384 per second), and on a GPU also without faiss-gpu.
 
 import numpy as np
 import torch
+from torch import Tensor
 
 ITERATIONS = 10
 PRODUCTS = 2**26
 """Similarities that are in memory at once."""
 
 
-def closest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def to_table(centroids: np.ndarray) -> Tensor:
+    """Return centroids, float32 (num_lists, dim), where `closest` multiplies with them."""
+    return torch.from_numpy(centroids).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def closest(rows: np.ndarray, table: Tensor) -> np.ndarray:
     """Return the list of each row, int64 (n,).
 
     Args:
         rows: float32 (n, dim).
-        centroids: float32 (num_lists, dim).
+        table: centroids, as `to_table` gives them.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = torch.from_numpy(centroids).to(device).T
-    parts = torch.from_numpy(rows).split(max(1, PRODUCTS // len(centroids)))
-    return torch.cat([(part.to(device) @ table).argmax(dim=1).cpu() for part in parts]).numpy()
+    parts = torch.from_numpy(rows).split(max(1, PRODUCTS // len(table)))
+    products = (part.to(table.device) @ table.T for part in parts)
+    return torch.cat([product.argmax(dim=1).cpu() for product in products]).numpy()
 
 
 def k_means(rows: np.ndarray, num_lists: int, generator: np.random.Generator) -> np.ndarray:
@@ -39,7 +44,7 @@ def k_means(rows: np.ndarray, num_lists: int, generator: np.random.Generator) ->
     """
     centroids = rows[generator.choice(len(rows), num_lists, replace=False)]
     for _ in range(ITERATIONS):
-        lists = closest(rows, centroids)
+        lists = closest(rows, to_table(centroids))
         order = np.argsort(lists, kind="stable")
         starts = np.flatnonzero(np.diff(lists[order], prepend=-1))
         sums = np.add.reduceat(rows[order], starts)

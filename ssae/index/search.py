@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from ssae.index.ann import Vectors
-from ssae.index.library import GPU_MOST, import_faiss, on_gpu
+from ssae.index.backend import GPU_MOST, import_faiss, on_gpu
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssae.index.library import import_faiss
+from ssae.index.backend import import_faiss
 
 TIE = 1e-6
 """Rounding of a similarity of unit vectors: sums of float32 products in different orders."""

@@ -8,8 +8,6 @@ name, and says whether the part ends with it:
     00003_00008_end.<suffix>   the last one
 """
 
-import contextlib
-import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,15 +77,23 @@ def whole_parts(files: Mapping[tuple[int, int], Path]) -> set[int]:
     return {part for part, end in ends.items() if len(numbers[part]) == end + 1}
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write a file to; a file with its own name is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+class BlockWriter:
+    """Makes one artifact of the blocks of a pass; rank 0 calls `check` and `seal`."""
+
+    def done(self) -> dict[tuple[int, int], Path]:
+        """Return {(part, number): file} of the blocks that are there."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse what would fail at the end, before the hours that a pass may take."""
+
+    def write(self, block: Block) -> None:
+        """Write the file of one block."""
+        raise NotImplementedError
+
+    def seal(self) -> dict[str, Any]:
+        """End the artifact, all blocks being there; return the manifest's entries."""
+        raise NotImplementedError
 
 
 class Blocks(IterableDataset):
@@ -129,14 +135,14 @@ class Blocks(IterableDataset):
     def _own_blocks(self) -> Iterator[Block]:
         info = torch.utils.data.get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        own = [part for part in self.own_parts() if part not in self.whole]
-        for part in own[worker::num_workers]:
+        for part in self.own_parts()[worker::num_workers]:
             yield from self._blocks(part)
 
     def own_parts(self) -> Sequence[int]:
-        """Return the parts that this rank reads."""
-        every = range(len(self.parts))
-        return every if self.shares_parts else every[self.rank :: self.world_size]
+        """Return the parts that this rank has to read."""
+        first, step = (0, 1) if self.shares_parts else (self.rank, self.world_size)
+        every = range(first, len(self.parts), step)
+        return [part for part in every if part not in self.whole]
 
     def _blocks(self, part: int) -> Iterator[Block]:
         number = num_read = 0

@@ -7,18 +7,20 @@ float16 rounds a similarity by 1e-3 at most, and halves what a billion documents
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ssae.artifact.replace import replacing
 from ssae.artifact.store import Artifact
-from ssae.pool.blocks import Block, find_blocks, replacing
+from ssae.pool.blocks import Block, BlockWriter, find_blocks
 from ssae.pool.pool import Pool
 
 SUFFIX = ".npy"
 
 
-class EmbeddingWriter:
-    """Writes the files of blocks.
+class EmbeddingWriter(BlockWriter):
+    """Makes embeddings.
 
     Args:
         folder: of the artifact, in the making.
@@ -53,18 +55,18 @@ class EmbeddingWriter:
         ):
             np.save(file, vectors.astype(np.float16), allow_pickle=False)
 
+    def seal(self) -> dict[str, Any]:
+        """Return dim of the vectors; 0 if no block holds a document."""
+        shapes = (
+            np.load(file, mmap_mode="r", allow_pickle=False).shape for file in self.done().values()
+        )
+        return {"dim": next((dim for num, dim in shapes if num), 0)}
+
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Return rows of norm 1; a row of zeros, a document without a known word, stays."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
-
-
-def width(folder: Path) -> int:
-    """Return dim of the vectors in a folder; 0 if no block holds a document."""
-    files = find_blocks(folder, SUFFIX).values()
-    shapes = (np.load(file, mmap_mode="r", allow_pickle=False).shape for file in files)
-    return next((dim for num, dim in shapes if num), 0)
 
 
 class Embeddings:
@@ -80,6 +82,7 @@ class Embeddings:
         self.dim: int = artifact.manifest["dim"]
         self._files = find_blocks(artifact.path, SUFFIX)
         self._offsets = pool.column("offset")
+        self._starts = np.array([documents.start for _, documents in pool.block_slices])
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -95,11 +98,11 @@ class Embeddings:
         found = np.empty((len(ids), self.dim), np.float32)
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
-        for key, documents in self.pool.block_slices:
-            first, last = np.searchsorted(ascending, [documents.start, documents.stop])
-            if first < last:
-                vectors = self._read(key)
-                found[order[first:last]] = vectors[self._offsets[ascending[first:last]]]
+        of_block = np.searchsorted(self._starts, ascending, side="right") - 1
+        for block in np.unique(of_block).tolist():
+            key, _ = self.pool.block_slices[block]
+            first, last = np.searchsorted(of_block, [block, block + 1])
+            found[order[first:last]] = self._read(key)[self._offsets[ascending[first:last]]]
         return found
 
     def _read(self, key: tuple[int, int]) -> np.ndarray:

@@ -6,19 +6,19 @@ from typing import Any
 import lightning as L
 from rich.progress import Progress
 
-from ssae.pool.blocks import Block
+from ssae.pool.blocks import Block, BlockWriter
 
 
 class LitRead(L.LightningModule):
     """Gives blocks to writers; use it with `trainer.predict`.
 
     Args:
-        writers: (what takes a block by `write`, (part, number) of the blocks that it has) each.
+        writers: (writer, (part, number) of the blocks that it has) each.
         progress: moved by whole parts, if there is a task.
     """
 
     def __init__(
-        self, writers: Sequence[tuple[Any, Container[tuple[int, int]]]], progress: Progress
+        self, writers: Sequence[tuple[BlockWriter, Container[tuple[int, int]]]], progress: Progress
     ) -> None:
         super().__init__()
         self.writers, self.progress = writers, progress

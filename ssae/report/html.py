@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ssae.artifact.text import write_text
+from ssae.artifact.replace import write_text
 from ssae.report import definitions, figures
 from ssae.report.contexts import latent_card, visible
 from ssae.report.page import page_environment

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from ssae.artifact.text import write_text
+from ssae.artifact.replace import write_text
 from ssae.report import definitions
 from ssae.report.excerpt import one_line
 from ssae.report.map import plane

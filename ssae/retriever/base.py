@@ -9,7 +9,7 @@ import numpy as np
 from ssae.artifact.store import Artifact
 from ssae.embedder.base import Embedder
 from ssae.pool.pool import Pool
-from ssae.settings import check_types
+from ssae.settings import check_least, check_types
 
 if TYPE_CHECKING:
     from ssae.study import Study
@@ -37,9 +37,13 @@ class Retriever:
         """What tables and documents call it."""
         return type(self).__name__.lower()
 
+    def stages(self) -> list["Retriever"]:
+        """Return the retrievers that it is made of."""
+        return []
+
     def embedders(self) -> list[Embedder]:
         """Return what it embeds the pool with, so that the pass that reads the pool does it."""
-        return []
+        return [embedder for stage in self.stages() for embedder in stage.embedders()]
 
     def prepare(self, study: "Study") -> dict[str, Artifact]:
         """Return what scoring reads, made by all ranks together; part of the scores' hash."""
@@ -77,8 +81,4 @@ class NearestSeeds(Retriever):
 
     def __post_init__(self) -> None:
         check_types(self, "retriever.")
-        if self.nearest_seeds < 1:
-            raise ValueError(
-                f"nearest_seeds must be at least 1, got {self.nearest_seeds}; "
-                "set retriever.nearest_seeds=5"
-            )
+        check_least(self, {"nearest_seeds": (1, 5)}, "retriever.")

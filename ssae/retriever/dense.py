@@ -10,13 +10,14 @@ import numpy as np
 from ssae.artifact.store import Artifact, build
 from ssae.embedder.base import Embedder
 from ssae.index.ann import Index
+from ssae.index.backend import import_faiss
 from ssae.index.build import build_index
-from ssae.index.library import import_faiss
 from ssae.index.search import open_index
 from ssae.pool.embeddings import Embeddings, unit_rows
 from ssae.pool.pool import Pool
 from ssae.read_pool import embed, fit, open_pool
 from ssae.retriever.base import NO_SEED, UNSEEN, NearestSeeds, Scores
+from ssae.settings import check_least
 
 if TYPE_CHECKING:
     from ssae.study import Study
@@ -50,50 +51,52 @@ class Dense(NearestSeeds):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.candidates_per_seed < 1:
-            raise ValueError(
-                f"candidates_per_seed must be at least 1, got {self.candidates_per_seed}; "
-                "set retriever.candidates_per_seed=1000"
-            )
+        check_least(self, {"candidates_per_seed": (1, 1000)}, "retriever.")
 
     def embedders(self) -> list[Embedder]:
         """Return the one."""
         return [self.embedder]
 
     def prepare(self, study: "Study") -> dict[str, Artifact]:
-        """Return the embeddings of the pool, and their index if the pool is large."""
+        """Return the embeddings of the pool, their centre, and an index if the pool is large."""
         import_faiss()
-        embeddings = embed(study, self.embedder)
-        pool = open_pool(study)
-        made = {"embeddings": embeddings}
+        made = {"embeddings": embed(study, self.embedder)}
         if self.embedder.is_fitted:
             made["fitted"] = fit(study, self.embedder)
+        pool = open_pool(study)
+        # Other seeds may hold other documents back, and what is left is numbered anew.
+        documents = pool.artifact.manifest["files"]["catalogue.arrow"]["sha256"]
+        inputs = {"embeddings": made["embeddings"], "documents": documents, "format": 2}
+
+        def make_centre(folder: Path) -> dict[str, Any]:
+            return write_centre(Embeddings(made["embeddings"], pool), folder)
+
+        made["centre"] = build(study.artifacts, "centre", inputs, make_centre)
         if self.index.resolve(len(pool)) == "flat":
             return made
-        inputs = {
-            "embeddings": embeddings,
-            "subtract_centre": self.subtract_centre,
-            "index": self.index,
-            "format": 1,
-        }
+        inputs |= {"subtract_centre": self.subtract_centre, "index": self.index}
 
-        def make(folder: Path) -> dict[str, Any]:
-            vectors = Centred(Embeddings(embeddings, pool), self.subtract_centre)
-            return build_index(self.index, vectors, folder)
+        def make_index(folder: Path) -> dict[str, Any]:
+            return build_index(self.index, self._vectors(pool, made), folder)
 
-        return made | {"index": build(study.artifacts, "index", inputs, make)}
+        return made | {"index": build(study.artifacts, "index", inputs, make_index)}
+
+    def _vectors(self, pool: Pool, made: Mapping[str, Artifact]) -> "Centred":
+        embeddings, centre = Embeddings(made["embeddings"], pool), made["centre"]
+        mean = np.load(centre.path / CENTRE, allow_pickle=False)
+        return Centred(embeddings, mean if self.subtract_centre else np.zeros_like(mean))
 
     def score(
         self, study: "Study", pool: Pool, seeds: Sequence[str], made: Mapping[str, Artifact]
     ) -> Scores:
         """Return the mean similarity to the nearest seeds."""
-        vectors = Centred(Embeddings(made["embeddings"], pool), self.subtract_centre)
+        vectors, num_known = self._vectors(pool, made), made["centre"].manifest["num_known"]
         fitted = made["fitted"].path if "fitted" in made else None
         queries = vectors.place(self.embedder.open(fitted)(seeds))
-        if not vectors.num_known or not queries.any():
+        if not num_known or not queries.any():
             raise ValueError(
                 f"{type(self.embedder).__name__} finds nothing it knows in "
-                f"{'the seeds' if vectors.num_known else 'the pool'}; check corpus.seeds and "
+                f"{'the seeds' if num_known else 'the pool'}; check corpus.seeds and "
                 "corpus.pool or choose another embedder, e.g. retriever/embedder=hf"
             )
         # The seeds are indexed and the documents ask, which is exact and costs num_documents *
@@ -128,23 +131,34 @@ class Dense(NearestSeeds):
             yield chosen, vectors.rows(chosen)
 
 
+CENTRE = "centre.npy"
+
+
+def write_centre(embeddings: Embeddings, folder: Path) -> dict[str, Any]:
+    """Write the mean of all rows, float32 (dim,), and return how many are not zero.
+
+    One pass over them, which every other search in the same documents is spared.
+    """
+    total, num_known = np.zeros(embeddings.dim), 0
+    for rows in embeddings.blocks():
+        total += rows.sum(axis=0, dtype=np.float64)
+        num_known += int(rows.any(axis=1).sum())
+    # Of all rows: a document without a known word is no direction, but counts.
+    mean = (total / max(1, len(embeddings))).astype(np.float32)
+    np.save(folder / CENTRE, mean, allow_pickle=False)
+    return {"num_known": num_known}
+
+
 class Centred:
     """The vectors of a pool after the centre is taken out: unit or zero rows.
 
     Args:
         embeddings: of the pool.
-        subtract_centre: whether there is one.
+        centre: float32 (dim,); zeros where none is taken out.
     """
 
-    def __init__(self, embeddings: Embeddings, subtract_centre: bool) -> None:
-        self.embeddings, self.dim = embeddings, embeddings.dim
-        total, self.num_known = np.zeros(self.dim), 0
-        for rows in embeddings.blocks():
-            total += rows.sum(axis=0, dtype=np.float64)
-            self.num_known += int(rows.any(axis=1).sum())
-        # Of all rows: a document without a known word is no direction, but counts.
-        centre = total / max(1, len(embeddings))
-        self.centre = (centre if subtract_centre else 0 * centre).astype(np.float32)
+    def __init__(self, embeddings: Embeddings, centre: np.ndarray) -> None:
+        self.embeddings, self.dim, self.centre = embeddings, embeddings.dim, centre
 
     def __len__(self) -> int:
         return len(self.embeddings)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssae.artifact.store import Artifact
-from ssae.embedder.base import Embedder
 from ssae.pool.pool import Pool
 from ssae.retriever.base import NO_SEED, UNSEEN, Retriever, Scores
 from ssae.score import read_scores, score
@@ -46,9 +45,9 @@ class Hybrid(Retriever):
                 "set retriever.rank_constant=60"
             )
 
-    def embedders(self) -> list[Embedder]:
-        """Return those of all retrievers."""
-        return [embedder for r in self.retrievers.values() for embedder in r.embedders()]
+    def stages(self) -> list[Retriever]:
+        """Return the retrievers that are joined."""
+        return list(self.retrievers.values())
 
     def prepare(self, study: "Study") -> dict[str, Artifact]:
         """Return the scores of each retriever."""

@@ -9,12 +9,10 @@ import numpy as np
 
 from ssae.activation.rows import Rows
 from ssae.artifact.store import Artifact
-from ssae.embedder.base import Embedder
 from ssae.pool.pool import Pool
 from ssae.read_pool import read_corpus
 from ssae.retrieve import retrieve
 from ssae.retriever.base import NO_SEED, UNSEEN, Retriever, Scores
-from ssae.retriever.hybrid import Hybrid
 from ssae.settings import check_types
 from ssae.tokenise import tokenise
 from ssae.tracin import checkpoints_of, input_scale_of, score_documents
@@ -56,9 +54,9 @@ class TracIn(Retriever):
                 f"{self.oversample} and {self.budget_tokens}; set retriever.oversample=5"
             )
 
-    def embedders(self) -> list[Embedder]:
-        """Return those of the first stage."""
-        return self.retriever.embedders()
+    def stages(self) -> list[Retriever]:
+        """Return the first stage."""
+        return [self.retriever]
 
     def prepare(self, study: "Study") -> dict[str, Artifact]:
         """Return the candidates, the SAE and the rows of text of candidates and seeds."""
@@ -111,10 +109,5 @@ def _waited_for(study: "Study", arm: str | None, seen: set[str]) -> list[Retriev
 
 
 def _inside(retriever: Retriever) -> list[Retriever]:
-    """Return a retriever and those it is made of."""
-    own: list[Retriever] = []
-    if isinstance(retriever, TracIn):
-        own = [retriever.retriever]
-    elif isinstance(retriever, Hybrid):
-        own = list(retriever.retrievers.values())
-    return [retriever, *(inner for one in own for inner in _inside(one))]
+    """Return a retriever and all those it is made of."""
+    return [retriever, *(inner for stage in retriever.stages() for inner in _inside(stage))]

@@ -19,8 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ssae import __version__
+from ssae.artifact.replace import write_text
 from ssae.artifact.store import content_hash
-from ssae.artifact.text import write_text
 from ssae.explain import explain
 from ssae.process.signals import Interrupted, launched_rank
 from ssae.report.table import Metric, find, number

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from scipy import stats
 
-from ssae.artifact.text import write_text
+from ssae.artifact.replace import write_text
 from ssae.report.page import page_environment
 from ssae.report.table import HEADLINE, Column, spell
 from ssae.report.terminal import SHORT, bare_table

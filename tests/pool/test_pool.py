@@ -227,7 +227,7 @@ def test_few_documents_are_kept_for_the_sample(listed, read, monkeypatch):
     kept, write = [], catalogue.CatalogueWriter._write
 
     def recording(self, kind, block, table):
-        kept.extend(table["text"].to_pylist() if kind == "sample" else [])
+        kept.extend(table["text"].to_pylist() if kind == "sampled" else [])
         write(self, kind, block, table)
 
     monkeypatch.setattr(catalogue.CatalogueWriter, "_write", recording)

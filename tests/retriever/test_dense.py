@@ -192,6 +192,20 @@ def test_an_index_is_made_once_for_all_numbers_of_seeds(run, tmp_path: Path):
     assert len(list(tmp_path.glob("artifacts/score/*/DONE"))) == 2
 
 
+def test_seeds_that_lie_in_the_pool_have_an_index_of_their_own(listed, make_study, tmp_path):
+    pool, seeds = vectors()
+    texts = [f"document {i}" for i in range(len(pool))]
+    index = dataclasses.replace(INDEX, kind="ivf_flat", min_recall=1.0)
+    for number in (3, 200):  # each leaves the pool, so that the others are numbered anew
+        study = make_study(tmp_path, corpus=listed(texts, seeds=[texts[number]]))
+        found, exact = (
+            read_scores(score(study, dense(pool, seeds, index=kind))).values
+            for kind in (index, INDEX)
+        )
+        assert set(np.argsort(-found)[:9]) == set(np.argsort(-exact)[:9])
+    assert len(list(tmp_path.glob("artifacts/embed/*/DONE"))) == 1
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the real text in {SHARED}")
 def test_physics_abstracts_are_found_among_reviews_and_newsgroups(listed, make_study, tmp_path):
     with gzip.open(SHARED / "pool.jsonl.gz", "rt") as file:
