@@ -307,7 +307,7 @@ def test_two_ranks_make_the_bytes_that_one_rank_makes(
     (tmp_path / "rank.py").write_text(RANK)
     done = torchrun(2, tmp_path / "rank.py", str(tmp_path / "study.pickle"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert set(made(two)) == {"corpus", "embed", "score"}
+    assert set(made(two)) == {"corpus", "embed", "centre", "score"}
     expected = made(one)
     for verb, artifact in made(two).items():
         assert artifact.hash == expected[verb].hash
