@@ -11,7 +11,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
+from ssae.objective.cvar import CVaR
 from ssae.objective.erm import ERM
+from ssae.objective.group_dro import GroupDRO
 from ssae.objective.term import TERM
 from ssae.study import Study
 from ssae.train import train
@@ -58,6 +60,12 @@ def make_studies(
             logger=functools.partial(CSVLogger, version=""),
         )  # fmt: skip
 
+    groups = [
+        ("types", TERM(tilt=3.0, level="token_type", balance=0.5)),
+        ("running", TERM(tilt=3.0, level="document", rho=0.2)),
+        ("cvar", CVaR(share=0.2, level="frequency_band", balance=1)),
+        ("dro", GroupDRO(step_size=0.3, level="document")),
+    ]
     starts = {
         "fine_tune": then,
         "recycle": dataclasses.replace(then, start="recycle"),
@@ -66,6 +74,7 @@ def make_studies(
     few = dataclasses.replace(erm, budget_tokens=40, num_tokens=3 * 64 + 1)
     studies = [
         study("topk", {"erm": erm, "term": term, **starts}, {"resample_every_steps": 7}),
+        study("groups", {name: dataclasses.replace(first, objective=o) for name, o in groups}),
         study("batchtopk", {"erm": erm, "term": term}, sae="batchtopk"),
         study("matryoshka", {"erm": erm}, sae="matryoshka"),
         study("jumprelu", {"term": term}, sae="jumprelu"),

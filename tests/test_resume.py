@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from ssae.activation.datamodule import Shards
 from ssae.activation.stream import Stream
 from ssae.harvest import harvest_for
+from ssae.objective.group_dro import GroupDRO
 from ssae.objective.term import TERM
 from ssae.sae.batchtopk import BatchTopKSAE
 from ssae.sae.gated import GatedSAE
@@ -57,6 +58,9 @@ CASES: dict[str, dict[str, Any]] = {
     "clipped by value": {
         "trainer": {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"}
     },
+    "running normaliser": {"objective": TERM(tilt=2.0, rho=0.1, level="token_type", balance=0.5)},
+    "rising tilt": {"objective": TERM(tilt=5.0, schedule="cosine", rise_share=0.9)},
+    "group_dro": {"objective": GroupDRO(step_size=0.3, level="document", balance=1)},
     "momentum": {
         "training": {"optimizer": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)}
     },
@@ -108,8 +112,9 @@ def make(make_study) -> Callable[..., Study]:
             "checkpoint_every_steps": EVERY, "dead_after_tokens": 100, **changes.pop("training", {})
         }  # fmt: skip
         start = changes.pop("start", "fine_tune")
+        objective = changes.pop("objective", TERM(tilt=2.0))
         arms = study.arms | {
-            arm: dataclasses.replace(study.arms[arm], objective=TERM(tilt=2.0), start=start)
+            arm: dataclasses.replace(study.arms[arm], objective=objective, start=start)
         }
         return dataclasses.replace(
             study, **changes, arms=arms, training=dataclasses.replace(study.training, **training),

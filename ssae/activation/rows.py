@@ -30,6 +30,8 @@ from torch import Tensor
 from ssae.artifact.store import Artifact
 
 POLICIES = ("row", "document", "none")
+COUNTED_TOKENS = 2**22
+"""Of a pass over all tokens at a time."""
 PACKINGS = ("packed", "documents")
 NO_DOCUMENT = -1
 """The document of padding."""
@@ -95,6 +97,15 @@ class Rows:
             torch.from_numpy(documents),
             torch.from_numpy(inside & ~self._special[ids]),
         )
+
+    def document_counts(self) -> Tensor:
+        """Return how many tokens of text each document has, (num_documents,) int64."""
+        counts = np.zeros(self.num_documents, dtype=np.int64)
+        for start in range(0, len(self._input_ids), COUNTED_TOKENS):
+            some = slice(start, start + COUNTED_TOKENS)
+            documents = self._document_ids[some][~self._special[self._input_ids[some]]]
+            counts += np.bincount(documents, minlength=self.num_documents)
+        return torch.from_numpy(counts)
 
     def forget(self) -> None:
         """Give the pages read so far back to the system: memory stays bounded in a long pass."""

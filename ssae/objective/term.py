@@ -1,4 +1,4 @@
-"""Tilted empirical risk minimisation (arXiv 2007.01162, section 2).
+"""Tilted empirical risk minimisation (arXiv 2007.01162, sections 2 and 5).
 
     R(tilt) = (1/tilt) [ logsumexp_i(tilt losses_i) - log n ]
     R(0) = mean,  R(+inf) = max,  R(-inf) = min
@@ -12,14 +12,17 @@ import dataclasses
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ssae.objective.base import Objective
-from ssae.process.ranks import all_reduce
+from ssae.activation.rows import Rows
+from ssae.objective.base import Losses, Memory
+from ssae.objective.groups import GroupObjective, Groups, check_choice, check_share
 
 # Below this |tilt| * range(losses), R is its Taylor expansion: the logarithm would cancel.
 SMALL = 1e-4
+
+UNITS = ("variance", "raw")
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 def tilted_mean(losses: Tensor, tilt: float) -> Tensor:
@@ -58,47 +61,90 @@ def tilt_weights(losses: Tensor, tilt: float) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TERM(Objective):
-    """R(tilt) over the tokens of the global batch.
+class TERM(GroupObjective):
+    """R = (1/tilt) log sum_g mass_g exp(tilt m_g), over groups of tokens (objective/groups.py).
 
-    The normaliser z = log mean_i exp(tilt losses_i) is reduced over ranks in log space, and each
-    rank back-propagates mean_i(w_i losses_i) with w_i = exp(tilt losses_i - z) held fixed: averaged
-    over ranks that is grad R. (Averaging the gradients of local log-sum-exps is not.)
+        q_g = mass_g exp(tilt m_g - z),   z = log sum_g mass_g exp(tilt m_g)
+
+    With groups of more than a token this is hierarchical TERM (section 5): the mean within a group,
+    the tilt over groups. level=token, balance=0 is R(tilt) of the batch's tokens.
+
+    A batch is a small sample of what tilts: with rho < 1 the normaliser is a running one,
+
+        z <- log( (1 - rho) exp(z) + rho exp(z of the batch) ),   from the first batch's
+
+    whose weights are unbiased at fixed parameters, and sum to 1 on average only.
 
     Args:
         tilt: finite; positive weighs large losses up, negative down, 0 is ERM. 1e9 is the maximum.
+        unit: of the losses that the tilt multiplies: variance of the activations, which makes the
+            tilt a pure number, or raw, squared activations, as in arXiv 2411.00743.
+        schedule: constant; linear and cosine rise from 0 at the first step.
+        rise_share: over this share of the run.
+        rho: the batch's share in the normaliser; 1: the batch alone.
+
+    Raises:
+        ValueError: a setting is out of its bounds, or rho < 1 is to follow a tilt that rises.
     """
 
     tilt: float
+    unit: str = "variance"
+    schedule: str = "constant"
+    rise_share: float = 0.1
+    rho: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not math.isfinite(self.tilt):
             raise ValueError(
                 f"tilt must be finite, got {self.tilt}; set objective.tilt=1e9 for the maximum"
             )
+        check_choice("unit", self.unit, UNITS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_share("rise_share", self.rise_share, 0.1, above=True)
+        check_share("rho", self.rho, 1, above=True)
+        if self.rho < 1 and self.schedule != "constant":
+            raise ValueError(
+                f"objective.rho={self.rho} needs objective.schedule=constant, got {self.schedule}: "
+                "the normaliser of one tilt is none of another; set objective.rho=1"
+            )
 
-    def __call__(self, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a loss whose gradient is grad R and whose value is R; log ESS and largest weight.
+    def memory(self, rows: Rows | None) -> Memory:
+        """Return sizes (num_keys,) where they are needed, and z () of a running normaliser."""
+        memory = super().memory(rows)
+        if self.rho < 1:
+            memory.register_buffer("z", torch.tensor(math.nan, dtype=torch.float64))
+        return memory
 
-        effective_sample_size = (sum w)^2 / sum w^2 / n, in (0, 1].
-        """
-        exponents = self.tilt * losses.detach().double()
-        largest = all_reduce(exponents.amax(), dist.ReduceOp.MAX)
-        raw = torch.exp(exponents - largest)
-        moments = torch.stack([raw.sum(), raw.square().sum(), raw.new_tensor(len(raw))])
-        total, squares, count = all_reduce(moments).unbind()
-        weights = (raw * count / total).to(losses.dtype)  # mean 1 over the global batch
-        surrogate = (weights * losses).mean()
-        if self.tilt == 0:
-            value = all_reduce(losses.detach().double().sum()) / count
-        else:  # in float64, so that small tilts do not cancel
-            value = (largest + torch.log(total / count)) / self.tilt
-        loss = surrogate - surrogate.detach() + value.to(losses.dtype)
-        logged = {
-            "effective_sample_size": total.square() / squares / count,
-            "largest_weight": 1 / total,  # the largest of all ranks has raw = 1
-        }
-        return loss, logged
+    def tilt_at(self, losses: Losses) -> float:
+        """Return the tilt of losses in units of the variance, at this point of the run."""
+        share = 1.0
+        if self.schedule != "constant":
+            share = min(1.0, losses.progress / self.rise_share)
+        if self.schedule == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return share * self.tilt * (losses.variance if self.unit == "raw" else 1)
+
+    def group_weights(
+        self, groups: Groups, losses: Losses, memory: Memory
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return q, R and, of a tilt that rises, the tilt."""
+        tilt = self.tilt_at(losses)
+        exponents = torch.where(groups.masses > 0, tilt * groups.means, -math.inf)
+        largest = exponents.amax()
+        raw = groups.masses * torch.exp(exponents - largest)
+        z = largest + torch.log(raw.sum())
+        risk = z / tilt if tilt else z
+        mean = (groups.masses * groups.means).sum()
+        deviations = torch.where(groups.masses > 0, groups.means - mean, 0)
+        nearly = mean + tilt / 2 * (groups.masses * deviations.square()).sum()
+        risk = torch.where(abs(tilt) * deviations.abs().amax() < SMALL, nearly, risk)
+        logged = {} if self.schedule == "constant" else {"tilt": risk.new_tensor(tilt)}
+        if self.rho == 1:
+            return raw / raw.sum(), risk, logged
+        running = torch.logaddexp(math.log1p(-self.rho) + memory.z, math.log(self.rho) + z)
+        memory.z.copy_(torch.where(memory.z.isnan(), z, running))
+        return groups.masses * torch.exp(exponents - memory.z), risk, logged
 
 
 def _check(losses: Tensor, tilt: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def rank() -> int:
     """Return this process's rank: known from the launcher's environment before torch starts."""
-    return getattr(rank_zero_only, "rank", 0)
+    return dist.get_rank() if _initialised() else getattr(rank_zero_only, "rank", 0)
 
 
 def local_rank() -> int:

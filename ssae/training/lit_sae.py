@@ -1,25 +1,25 @@
 """LitSAE: an SAE, its objective, its optimiser and what is logged, as one LightningModule."""
 
 import functools
-import inspect
 import time
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from ssae.activation.shards import Tokens
 from ssae.dead_latents.resample import Resampler
 from ssae.dead_latents.silence import DeadLatents
-from ssae.objective.base import Objective
-from ssae.process.fsdp import can_fuse, check_dtypes, gathered, share_out
+from ssae.objective.base import Losses, Memory, Objective
+from ssae.process.fsdp import check_dtypes, gathered, share_out
 from ssae.process.ranks import all_reduce, world_size
 from ssae.sae.base import SAEOutput, SparseAutoencoder
 from ssae.sae.scores import fast_dtype
 from ssae.training import divergence
 from ssae.training.logger import log_metrics
+from ssae.training.narrow import NarrowWeights
+from ssae.training.optimizer import make_optimizer
 
 
 class LitSAE(L.LightningModule):
@@ -27,7 +27,7 @@ class LitSAE(L.LightningModule):
 
         x      = input_scale * activations           mean norm sqrt(d_in)
         loss_i = (error_i + penalty_i) / variance   error_i = ||x_i - recon_i||^2 for most SAEs
-        loss   = objective(loss) + auxk_coefficient * auxk
+        loss   = objective(losses) + auxk_coefficient * auxk
 
     The SAE learns on scaled activations so that one learning rate serves every model;
     `finished_sae` folds the scale back into its biases.
@@ -46,6 +46,7 @@ class LitSAE(L.LightningModule):
         sparsity_warmup_steps: the penalty rises linearly from 0 over these steps.
         screening: precision in which active latents are searched (sae/screen.py).
         resampler: starts dead latents anew; None: auxk alone revives them.
+        memory: the objective's; None for one that does not ask for counts of the text.
     """
 
     num_resampled: Tensor
@@ -67,9 +68,12 @@ class LitSAE(L.LightningModule):
         sparsity_warmup_steps: int,
         screening: str,
         resampler: Resampler | None = None,
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
-        self.sae, self.objective, self.optimizer, self.lr = sae, objective, optimizer, lr
+        self.sae, self.objective = sae, objective
+        self.memory = objective.memory(None) if memory is None else memory
+        self.optimizer, self.lr = optimizer, lr
         self.warmup_steps, self.num_steps = warmup_steps, num_steps
         self.sparsity_warmup_steps, self.screening = sparsity_warmup_steps, screening
         self.decay_steps = max(1, round(decay_share * num_steps))
@@ -81,6 +85,7 @@ class LitSAE(L.LightningModule):
         sae.rescale_input(self.input_scale)
         self._last_log = 0, time.perf_counter()
         self.last_row: dict[str, float] = {}
+        self._narrow = NarrowWeights()
 
     def configure_model(self) -> None:
         """Share the weights out over the ranks, under a strategy that wants it (fsdp.py)."""
@@ -91,29 +96,32 @@ class LitSAE(L.LightningModule):
         """Return the loss of one batch."""
         x = self.input_scale * batch.activations.to(self.sae.b_dec.dtype)
         self._resample(x)
-        loss, out, logged = self.loss(x)
+        loss, out, logged = self.loss(x, batch)
         self._log(loss.detach(), x, out, logged)
         return loss
 
-    def loss(self, x: Tensor) -> tuple[Tensor, SAEOutput, dict[str, Tensor]]:
+    def loss(
+        self, x: Tensor, tokens: Tokens | None = None
+    ) -> tuple[Tensor, SAEOutput, dict[str, Tensor]]:
         """Return (loss, output, what to log), and count who fired.
 
         Args:
             x: (n, d_in), scaled.
+            tokens: where x comes from, for objectives over groups.
 
         Raises:
             ValueError: the loss is not finite, on this rank or another.
         """
         out = self.sae(x)
-        losses = self._losses(x, out) / self.variance
-        loss, logged = self.objective(losses)
+        losses = self._losses(x, out, tokens)
+        loss, logged = self.objective(losses, self.memory)
         is_dead = self.dead_latents.dead  # before this batch
         has_failed = self.dead_latents.update(out.latents, ~torch.isfinite(loss.detach()))
         # The one host-device sync of a step; without it every latent would pay for the dead ones.
         # A loss that is not finite makes it longer than there are latents.
         dead = torch.cat([is_dead, has_failed.expand(len(is_dead) + 1)]).nonzero()[:, 0]
         if len(dead) > len(is_dead):
-            raise divergence.of_batch(x, losses, self.global_step, self.lr, self._where)
+            raise divergence.of_batch(x, losses.totals, self.global_step, self.lr, self._where)
         logged["dead"] = dead.new_tensor(len(dead))
         if self.sae.auxk_coefficient > 0 and len(dead):
             auxk = self._auxk(x, out, dead)
@@ -122,15 +130,15 @@ class LitSAE(L.LightningModule):
         self.sae.update_statistics(out)
         return loss, out, logged
 
-    def _losses(self, x: Tensor, out: SAEOutput) -> Tensor:
-        """Return the loss (n,) of each token, in units of x squared."""
-        penalty = self.sae.penalty(out)
-        errors = self.sae.errors(x, out)
-        if penalty is None:
-            return errors
-        # The steps of a rise from 0: with a full penalty from the start latents die in heaps.
-        rise = min(1.0, (self.global_step + 1) / max(1, self.sparsity_warmup_steps))
-        return errors + rise * penalty
+    def _losses(self, x: Tensor, out: SAEOutput, tokens: Tokens | None) -> Losses:
+        penalties = self.sae.penalty(out)
+        if penalties is not None:
+            # The steps of a rise from 0: with a full penalty from the start latents die in heaps.
+            rise = min(1.0, (self.global_step + 1) / max(1, self.sparsity_warmup_steps))
+            penalties = rise / self.variance * penalties
+        errors = self.sae.errors(x, out) / self.variance
+        progress, unscaled = self.global_step / self.num_steps, self.variance / self.input_scale**2
+        return Losses(errors, penalties, tokens, progress, unscaled)
 
     def _resample(self, x: Tensor) -> None:
         if self.resampler is None or not self.resampler.is_due(self.global_step):
@@ -142,14 +150,7 @@ class LitSAE(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with linear warm-up and decay."""
-        # One pass over the weights instead of ten, where there is such a version.
-        able = "fused" in inspect.signature(self.optimizer.func).parameters
-        able = able and can_fuse(self.sae, self.optimizer.func)
-        if self._trainer is not None and self._trainer.gradient_clip_val:
-            # A fused step unscales the gradients itself, after they have been clipped.
-            able = able and not isinstance(self._trainer.precision_plugin, MixedPrecision)
-        fused = {"fused": True} if able and "fused" not in self.optimizer.keywords else {}
-        optimizer = self.optimizer(self.sae.parameter_groups(self.lr), lr=self.lr, **fused)
+        optimizer = make_optimizer(self.sae, self.optimizer, self.lr, self._trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {
             "optimizer": optimizer,
@@ -189,9 +190,8 @@ class LitSAE(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Become float64 before float64 is loaded: Lightning does so only afterwards."""
-        if self.sae.b_dec.dtype != torch.float64 and any(
-            tensor.dtype == torch.float64 for tensor in checkpoint["state_dict"].values()
-        ):
+        saved = {v.dtype for k, v in checkpoint["state_dict"].items() if k.startswith("sae.")}
+        if self.sae.b_dec.dtype != torch.float64 and torch.float64 in saved:
             self.double()
 
     def finished_sae(self) -> SparseAutoencoder:
@@ -241,6 +241,7 @@ class LitSAE(L.LightningModule):
         row = dict(zip(values, means, strict=True)) | {"tokens_per_second": rate}
         self.num_resampled.zero_()
         self.last_row = row
+        self._narrow.watch(row)
         # Not through self.log, which comes to the loggers after a checkpoint of this step.
         for logger in self.trainer.loggers:
             log_metrics(logger, {f"train/{k}": v for k, v in row.items()}, self.global_step)

@@ -1,8 +1,4 @@
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import ssae
+from ssae.objective.base import Losses
 from ssae.objective.erm import ERM
 from ssae.objective.term import TERM
 
@@ -126,30 +123,29 @@ def test_weights_sum_to_one_and_lean_towards_large_losses(values, tilt):
 
 
 @pytest.mark.parametrize("tilt", TILTS)
-def test_the_objective_has_the_value_and_the_gradient_of_the_tilted_mean(tilt):
+def test_the_objective_has_the_value_and_the_gradient_of_the_tilted_mean(apply, tilt):
     losses = draw()
-    term = TERM(tilt=tilt)
-    assert term(losses)[0].item() == pytest.approx(
+    found = apply(TERM(tilt=tilt), losses)
+    assert found.loss.item() == pytest.approx(
         ssae.tilted_mean(losses, tilt).item(), rel=1e-7, abs=1e-7
     )
-    found = gradient(lambda x: term(x)[0], losses)
-    torch.testing.assert_close(found, ssae.tilt_weights(losses, tilt), rtol=1e-9, atol=1e-15)
+    weights = ssae.tilt_weights(losses, tilt)
+    torch.testing.assert_close(found.gradient, weights, rtol=1e-9, atol=1e-15)
 
 
-def test_a_tilt_of_zero_is_empirical_risk():
+def test_a_tilt_of_zero_is_empirical_risk(apply):
     losses = draw()
-    assert TERM(tilt=0)(losses)[0].item() == pytest.approx(losses.mean().item(), rel=1e-12)
-    erm, logged = ERM()(losses)
-    assert (erm.item(), logged) == (losses.mean().item(), {})
-    expected = gradient(lambda x: ERM()(x)[0], losses)
-    torch.testing.assert_close(gradient(lambda x: TERM(tilt=0)(x)[0], losses), expected)
+    tilted, erm = apply(TERM(tilt=0), losses), apply(ERM(), losses)
+    assert tilted.loss.item() == pytest.approx(losses.mean().item(), rel=1e-12)
+    assert (erm.loss.item(), erm.logged) == (losses.mean().item(), {})
+    torch.testing.assert_close(tilted.gradient, erm.gradient)
 
 
 @pytest.mark.parametrize("tilt", TILTS)
-def test_the_effective_sample_size_is_that_of_the_weights(tilt):
+def test_the_effective_sample_size_is_that_of_the_weights(apply, tilt):
     losses = draw()
     weights = ssae.tilt_weights(losses, tilt)
-    logged = TERM(tilt=tilt)(losses)[1]
+    logged = apply(TERM(tilt=tilt), losses).logged
     expected = 1 / weights.square().sum().item() / len(losses)
     assert logged["effective_sample_size"].item() == pytest.approx(expected, rel=1e-9)
     assert logged["largest_weight"].item() == pytest.approx(weights.max().item(), rel=1e-9)
@@ -170,62 +166,67 @@ def test_no_losses_a_matrix_of_losses_and_tilt_nan_are_refused():
             fn(torch.ones(2), math.nan)
 
 
-RANK = """
-import sys
-from pathlib import Path
-import torch, torch.distributed as dist
-from ssae.objective.term import TERM, tilted_mean
-
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-torch.set_num_threads(1)
-dist.init_process_group(
-    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
-)
-data = torch.load(folder / "data.pt", weights_only=True)
-x = data["x"].chunk(size)[rank]
-out = {}
-for tilt in (-3.0, 0.0, 1e-6, 0.5, 5.0, 1e9):
-    for name, fn in (
-        ("exact", lambda losses: TERM(tilt=tilt)(losses)),
-        ("naive", lambda losses: (tilted_mean(losses, tilt), {})),
-    ):
-        theta = data["theta"].clone().requires_grad_()
-        value, logged = fn((x @ theta).square())
-        value.backward()
-        dist.all_reduce(theta.grad)  # what DDP does
-        out[f"{name} {tilt}"] = (theta.grad / size, value.detach(), logged)
-torch.save(out, folder / f"rank{rank}.pt")
-dist.destroy_process_group()
-"""
+def test_a_raw_tilt_multiplies_the_losses_before_they_were_divided(apply):
+    raw, variance = 40 * draw(), 40.0
+    losses = Losses(raw / variance, variance=variance)
+    found = apply(TERM(tilt=0.02, unit="raw"), losses)
+    weights = ssae.tilt_weights(raw, 0.02)
+    torch.testing.assert_close(found.gradient, weights, rtol=1e-9, atol=1e-15)
+    expected = ssae.tilted_mean(raw, 0.02).item() / variance
+    assert found.loss.item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_together_have_the_gradient_of_the_whole_batch_and_naive_averaging_does_not(
-    tmp_path: Path, size
-):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(64, 3, dtype=torch.float64, generator=generator)
-    theta = torch.randn(3, dtype=torch.float64, generator=generator)
-    torch.save({"x": x, "theta": theta}, tmp_path / "data.pt")
-    (tmp_path / "rank.py").write_text(RANK)
-    command = [sys.executable, str(tmp_path / "rank.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(size), str(tmp_path)], env=environment)
-        for rank in range(size)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0] * size
-    results = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(size)]
-    for tilt in (-3.0, 0.0, 1e-6, 0.5, 5.0, 1e9):
-        alone = gradient(lambda p, tilt=tilt: ssae.tilted_mean((x @ p).square(), tilt), theta)
-        value = ssae.tilted_mean((x @ theta).square(), tilt).item()
-        logged = TERM(tilt=tilt)((x @ theta).square())[1]
-        for result in results:
-            found, found_value, found_logged = result[f"exact {tilt}"]
-            torch.testing.assert_close(found, alone, rtol=1e-6, atol=1e-9)
-            assert found_value.item() == pytest.approx(value, rel=1e-6)
-            for name, number in logged.items():
-                assert found_logged[name].item() == pytest.approx(number.item(), rel=1e-9), name
-        naive = results[0][f"naive {tilt}"][0]
-        error = ((naive - alone).norm() / alone.norm()).item()
-        assert error > 0.03 if abs(tilt) >= 0.5 else error < 1e-5
+@pytest.mark.parametrize(("schedule", "halfway"), [("linear", 2.5), ("cosine", 2.5)])
+def test_a_scheduled_tilt_rises_from_0_and_stays(apply, schedule, halfway):
+    term = TERM(tilt=5.0, schedule=schedule, rise_share=0.4)
+    losses = draw()
+    tilts = []
+    for progress in (0.0, 0.1, 0.2, 0.3, 0.4, 0.9):
+        logged = apply(term, Losses(losses, progress=progress)).logged
+        tilts.append(logged["tilt"].item())
+        expected = ssae.tilted_mean(losses, tilts[-1]).item()
+        assert logged["risk"].item() == pytest.approx(expected, rel=1e-9)
+    quarter = 1.25 if schedule == "linear" else 5 * (1 - math.cos(math.pi / 4)) / 2
+    assert tilts == pytest.approx([0, quarter, halfway, 5 - quarter, 5, 5])
+
+
+def test_the_running_normaliser_follows_its_recursion_and_is_remembered(apply):
+    term = TERM(tilt=3.0, rho=0.2)
+    memory, z = term.memory(None), None
+    for seed in range(6):
+        losses = draw(50, seed)
+        of_batch = math.log(losses.mul(3.0).exp().mean().item())
+        mixed = of_batch if z is None else math.log(0.8 * math.exp(z) + 0.2 * math.exp(of_batch))
+        z = mixed
+        found = apply(term, losses, memory=memory)
+        expected = torch.exp(3.0 * losses - z) / 50
+        torch.testing.assert_close(found.gradient, expected, rtol=1e-9, atol=1e-15)
+        assert found.loss.item() == pytest.approx(ssae.tilted_mean(losses, 3.0).item(), rel=1e-9)
+    assert memory.state_dict()["z"].item() == pytest.approx(z, rel=1e-12)
+
+
+def test_the_running_normaliser_is_unbiased_where_that_of_small_batches_is_not(apply):
+    """Mean gradient over batches of 4 against that of all tokens."""
+    losses, tilt = draw(4000), 4.0
+    exact = ssae.tilt_weights(losses, tilt)
+    errors = {}
+    for rho in (1.0, 0.002):
+        term = TERM(tilt=tilt, rho=rho)
+        memory, total = term.memory(None), torch.zeros(4000, dtype=torch.float64)
+        if rho < 1:
+            memory.z.fill_(math.log(losses.mul(tilt).exp().mean().item()))
+        order = torch.randperm(4000, generator=torch.Generator().manual_seed(1))
+        for rows in order.split(4):
+            total[rows] = apply(term, losses[rows], memory=memory).gradient / 1000
+        errors[rho] = ((total - exact).norm() / exact.norm()).item()
+    assert errors[0.002] < 0.2
+    assert errors[1.0] > 2 * errors[0.002]
+
+
+def test_a_running_normaliser_survives_a_sudden_loss_at_the_largest_tilt(apply):
+    term = TERM(tilt=1e9, rho=0.1)
+    memory = term.memory(None)
+    for scale in (1.0, 1e-3, 1e4):
+        found = apply(term, scale * draw(), memory=memory)
+        assert found.gradient.isfinite().all()
+        assert found.gradient.max() <= 10 + 1e-6

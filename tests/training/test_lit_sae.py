@@ -12,6 +12,7 @@ from ssae.activation.datamodule import ActivationDataModule, Shards, ShardSource
 from ssae.activation.order import WindowOrder
 from ssae.activation.shards import Tokens
 from ssae.dead_latents.silence import DeadLatents
+from ssae.objective.base import Losses
 from ssae.objective.erm import ERM
 from ssae.objective.term import TERM
 from ssae.sae.relu import ReLUSAE
@@ -249,11 +250,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(harvest, monkeypatc
     """One token's is infinite; the objective makes nan of it."""
     losses = LitSAE._losses
 
-    def poisoned(self: LitSAE, *arguments) -> torch.Tensor:
+    def poisoned(self: LitSAE, *arguments) -> Losses:
         found = losses(self, *arguments)
-        return found + float("inf") * (torch.arange(10) == 4) if self.global_step == 5 else found
+        if self.global_step == 5:
+            errors = torch.where(torch.arange(10) == 4, float("inf"), found.errors)
+            found = found._replace(errors=errors)
+        return found
 
-    monkeypatch.setattr(LitSAE, "_losses", lambda *a: poisoned(*a).nan_to_num(0, float("inf")))
+    monkeypatch.setattr(LitSAE, "_losses", poisoned)
     index = int(WindowOrder(64, 10, 0, 64, 64).indices(5)[4])
     where = re.escape(harvest.activations.where(index))
     with pytest.raises(ValueError, match=f"step 5: the loss is inf, that of {where}; .*smaller lr"):

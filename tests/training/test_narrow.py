@@ -1,0 +1,26 @@
+import logging
+
+from ssae.training.narrow import FEW, PATIENCE, NarrowWeights
+
+
+def watch(caplog, shares: list[float | None]) -> int:
+    """How often it warns of these logs; None: an objective that does not weigh."""
+    narrow = NarrowWeights()
+    with caplog.at_level(logging.WARNING):
+        for share in shares:
+            row = {"loss": 1.0}
+            if share is not None:
+                row |= {"effective_sample_size": share, "largest_weight": 0.7}
+            narrow.watch(row)
+    return len(caplog.records)
+
+
+def test_weights_that_stay_on_a_few_tokens_are_said_once(caplog):
+    assert watch(caplog, [FEW / 2] * (3 * PATIENCE)) == 1
+    assert "0.5 % of the tokens" in caplog.text
+    assert "objective.tilt" in caplog.text
+
+
+def test_weights_that_widen_in_between_are_not_said(caplog):
+    assert watch(caplog, ([FEW / 2] * (PATIENCE - 1) + [0.5]) * 3) == 0
+    assert watch(caplog, [None, 0.2] * PATIENCE) == 0
