@@ -1,32 +1,36 @@
 """ssae evaluate: every arm on both test splits.
 
 metrics.json   flat list of {name, value, low, high, sae, split, band, num_tokens, formula}
-tables.json    what is drawn: error_by_rank, firing_rates, differing_latents
+tables.json    what is drawn, by SAE and split: error_by_rank, represented, latent_ranks, spread,
+               firing_rates, log_ratios; by SAE: decoder_cosines, concepts; and differing_latents
 """
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from scipy import sparse
+from torch import Tensor
 
 from ssae.activation.reader import Activations
 from ssae.activation.rows import Rows
 from ssae.artifact.store import Artifact, build
 from ssae.corpus.base import TESTS, load_split
 from ssae.harvest import harvest
-from ssae.metric.frequency import Frequency, frequency_of, rank_bins
-from ssae.metric.latents import (
-    firing_rate_histogram,
-    most_different,
-    silence_counts,
-    top_contexts,
-)
-from ssae.metric.rows import count_rows, ratio_rows
-from ssae.metric.splice import SplitSums, measure_split
+from ssae.metric.change import activation_log_ratios, decoder_cosines, nearest_cosines
+from ssae.metric.concept import concept_labels, concept_scores
+from ssae.metric.differing import differing_latents
+from ssae.metric.frequency import frequency_of
+from ssae.metric.latents import silence_counts
+from ssae.metric.measures import Measured
+from ssae.metric.rows import concept_metrics, count_rows, forgetting_rows, ratio_rows, tail_rows
+from ssae.metric.splice import measure_split
+from ssae.metric.tables import concept_rows, cosine_table, log_ratio_table, split_tables
 from ssae.read_pool import read_corpus
 from ssae.retrieve import retrieve
 from ssae.sae.base import SparseAutoencoder
@@ -37,7 +41,7 @@ from ssae.train import train
 
 log = logging.getLogger(__name__)
 
-NUM_DIFFERING = 10
+Table = list[dict[str, Any]]
 
 
 def evaluate(study: Study) -> Artifact:
@@ -59,36 +63,46 @@ def evaluate(study: Study) -> Artifact:
         "dead_after_tokens": study.training.dead_after_tokens,
         "num_bootstraps": study.num_bootstraps,
         "seed": study.seed,
-        "format": 1,
+        "format": 2,
     }
 
     def make(folder: Path) -> dict[str, Any]:
         lm = study.language_model
         saes = {name: load(artifact.path).to(lm.device_used) for name, artifact in trained.items()}
-        frequency = frequency_of(Rows(tokenise(study, pool_sample)).token_counts)
-        metrics: list[dict[str, Any]] = []
-        tables: dict[str, list[dict[str, Any]]] = {"error_by_rank": [], "firing_rates": []}
-        fires = {}
+        kept = {name: _kept(study, saes, name, artifact) for name, artifact in trained.items()}
+        pool_counts = Rows(tokenise(study, pool_sample)).token_counts
+        frequency = frequency_of(pool_counts)
+        metrics: Table = []
+        tables: dict[str, Table] = {}
+        results = {}
         for split in TESTS:
             mean = Activations(harvested[split]).mean
             rows = Rows(tokenise(study, corpus, split, study.evaluation_tokens))
-            sums = measure_split(study, saes, rows, mean, frequency, name=split)
-            metrics += ratio_rows(sums, split, study.num_bootstraps, study.seed)
-            for name, measured in sums.items():
+            found = measure_split(study, saes, rows, mean, frequency, name=split)
+            metrics += ratio_rows(found, split, study.num_bootstraps, study.seed)
+            metrics += tail_rows(found, split)
+            for name, measured in found.items():
                 silence = _silence(study, trained[name], measured)
                 metrics += count_rows(silence, silence_counts, measured.num_tokens, name, split)
+                drawn = split_tables(measured, silence, pool_counts, frequency.ranks)
+                drawn["log_ratios"] = _log_ratios(study, name, found, kept[name])
                 where = {"sae": name, "split": split}
-                tables["error_by_rank"] += [where | row for row in _error_rows(measured, frequency)]
-                histogram = firing_rate_histogram(measured.fires, measured.num_tokens)
-                num = {"num_latents": len(measured.fires), "num_tokens": measured.num_tokens}
-                tables["firing_rates"].append({**where, **num, **silence, **histogram})
-            fires[split] = {name: measured.fires for name, measured in sums.items()}
-        activations = Activations(harvested["subdomain_test"])
+                for table, entries in drawn.items():
+                    tables.setdefault(table, []).extend(where | entry for entry in entries)
+            results[split] = found
+        metrics += _forgetting(study, results["general_test"])
+        sources = [s for split in TESTS for s in load_split(corpus, split)["source"]]
+        tables["concepts"] = []
+        for name in saes:
+            own, entries = _concepts(study, name, results, sources)
+            metrics += own
+            tables["concepts"] += entries
+        tables["decoder_cosines"] = _cosines(study, saes, kept)
         tables["differing_latents"] = differing_latents(
             study,
             saes,
-            fires["subdomain_test"],
-            activations,
+            {name: measured.fires for name, measured in results["subdomain_test"].items()},
+            Activations(harvested["subdomain_test"]),
             load_split(corpus, "subdomain_test"),
             _of_training(trained[study.arm], "recycled").bool(),
         )
@@ -100,59 +114,87 @@ def evaluate(study: Study) -> Artifact:
     return build(study.artifacts, "evaluate", inputs, make)
 
 
-def differing_latents(
-    study: Study,
-    saes: dict[str, SparseAutoencoder],
-    fires: dict[str, torch.Tensor],
-    activations: Activations,
-    documents: datasets.Dataset,
-    recycled: torch.Tensor,
-) -> list[dict[str, Any]]:
-    """Return the latents in which the studied arm and the arm it started from differ most.
+def _generalist(study: Study) -> str | None:
+    """Return the arm that the studied arm started from; None where it was not an arm."""
+    start = study.arms[study.arm].init_from
+    return start if start in study.arms else None
 
-    Empty when the arm did not start from an arm: then latent j of one is not latent j of the other.
-    The same goes for latents whose `origin` is not "kept": "recycled" ones were started anew, and
-    "extra" ones (start=residual) have no counterpart.
-    """
-    after = study.arm
-    before = study.arms[after].init_from
-    if before is None or before not in saes:
+
+def _forgetting(study: Study, measured: Mapping[str, Measured]) -> Table:
+    generalist = _generalist(study)
+    if generalist is None:
         return []
-    num_old = saes[before].d_sae
-    padded = torch.zeros_like(fires[after])
-    padded[:num_old] = fires[before]
-    fires = {before: padded, after: fires[after]}
-    chosen = most_different(padded, fires[after], NUM_DIFFERING)
-    tokenizer, sources = study.language_model.tokenizer, list(documents["source"])
-    contexts: dict[str, dict[int, Any]] = {}
-    for name in (before, after):
-        known = chosen[chosen < saes[name].d_sae]
-        found = top_contexts(saes[name].cpu(), activations, known, tokenizer, sources)
-        contexts[name] = dict(zip(known.tolist(), found, strict=True))
-    old_directions, directions = (saes[name].W_dec.detach() for name in (before, after))
+    return forgetting_rows(measured, "general_test", generalist, study.num_bootstraps, study.seed)
+
+
+def _concepts(
+    study: Study,
+    name: str,
+    results: Mapping[str, Mapping[str, Measured]],
+    sources: list[str | None],
+) -> tuple[Table, Table]:
+    """Return rows of metrics.json and of tables.json for the concepts that sources name."""
+    both = [results[split][name] for split in TESTS]
+    # evaluation_tokens may end before the documents do: what was not read has no features.
+    read = np.flatnonzero(np.concatenate([found.sums["tokens"].sum(1) for found in both]))
+    concepts, labels = concept_labels([sources[document] for document in read])
+    if not concepts:
+        return [], []
+    features = sparse.csr_matrix(sparse.vstack([measured.peaks for measured in both]))[read]
+    scores = concept_scores(features, labels, study.seed)
+    num_tokens = sum(measured.num_tokens for measured in both)
+    entries = [{"sae": name} | entry for entry in concept_rows(scores, concepts, labels)]
+    return concept_metrics(scores, name, num_tokens), entries
+
+
+def _kept(
+    study: Study, saes: Mapping[str, SparseAutoencoder], name: str, artifact: Artifact
+) -> Tensor:
+    """Return which latents j (num_old,) bool still are latent j of the arm they started from.
+
+    None is where the arm did not start from an arm; recycled ones were started anew, and extra ones
+    (start=residual) lie behind those of the old SAE.
+    """
+    before = study.arms[name].init_from
+    if before is None or before not in saes:
+        return torch.zeros(0, dtype=torch.bool)
+    kept = torch.ones(saes[before].d_sae, dtype=torch.bool)
+    recycled = _of_training(artifact, "recycled").bool()[: len(kept)]
+    kept[: len(recycled)] &= ~recycled
+    return kept
+
+
+def _log_ratios(study: Study, name: str, measured: Mapping[str, Measured], kept: Tensor) -> Table:
+    before = study.arms[name].init_from
+    if before is None or not kept.any():
+        return []
+    own, old = (measured[sae].fires[: len(kept)][kept] for sae in (name, before))
+    return [{"reference": before, **log_ratio_table(activation_log_ratios(own, old))}]
+
+
+def _cosines(
+    study: Study, saes: Mapping[str, SparseAutoencoder], kept: Mapping[str, Tensor]
+) -> Table:
+    """Compare every arm with the one it started from, or else with the generalist."""
     rows = []
-    for latent in chosen.tolist():
-        counts = {name: int(fires[name][latent]) for name in (before, after)}
-        ratio = torch.tensor((counts[after] + 0.5) / (counts[before] + 0.5)).log()
-        cosine, origin = None, "extra"
-        if latent < num_old:
-            pair = old_directions[latent], directions[latent]
-            cosine = float(torch.cosine_similarity(*pair, dim=0))
-            origin = "recycled" if latent < len(recycled) and recycled[latent] else "kept"
-        rows.append(
-            {
-                "latent": latent,
-                "origin": origin,
-                "log_ratio": float(ratio),
-                "decoder_cosine": cosine,
-                "firing_rates": {name: n / len(activations) for name, n in counts.items()},
-                "contexts": {name: contexts[name].get(latent, []) for name in (before, after)},
-            }
-        )
+    for name, sae in saes.items():
+        before = study.arms[name].init_from
+        own = sae.W_dec.detach()
+        if before is not None and kept[name].any():
+            where = kept[name].to(own.device)
+            pair = (W[: len(where)][where] for W in (own, saes[before].W_dec.detach()))
+            matched, cosines = "index", decoder_cosines(*pair)
+        else:
+            before = _generalist(study)
+            if before is None or before == name:
+                continue
+            matched, cosines = "nearest", nearest_cosines(own, saes[before].W_dec.detach())
+        row = {"sae": name, "reference": before, "matched": matched}
+        rows.append(row | cosine_table(cosines))
     return rows
 
 
-def _silence(study: Study, artifact: Artifact, measured: SplitSums) -> dict[str, int]:
+def _silence(study: Study, artifact: Artifact, measured: Measured) -> dict[str, int]:
     since = _of_training(artifact, "tokens_since_fired")
     return silence_counts(measured.fires, since, study.training.dead_after_tokens)
 
@@ -162,16 +204,3 @@ def _of_training(artifact: Artifact, name: str) -> torch.Tensor:
     path = artifact.path / "latents.safetensors"
     recorded = load_file(path) if path.exists() else {}
     return recorded.get(name, torch.zeros(1))
-
-
-def _error_rows(measured: SplitSums, frequency: Frequency) -> list[dict[str, Any]]:
-    edges = rank_bins(len(frequency.ranks)).tolist()
-    rows = []
-    for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
-        count = int(measured.rank_counts[index])
-        if count:
-            row: dict[str, Any] = {"rank_low": low + 1, "rank_high": high, "num_tokens": count}
-            row["mean"] = float(measured.rank_sums[index] / count)
-            row["max"] = float(measured.rank_maxima[index])
-            rows.append(row)
-    return rows

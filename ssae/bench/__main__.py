@@ -1,4 +1,4 @@
-"""`python -m ssae.bench step`, `e2e`, `data`, `index`, `tracin`: ssae here, and installed peers."""
+"""`python -m ssae.bench step`, `e2e`, `data`, `index`, ...: ssae here, and installed peers."""
 
 import argparse
 import logging
@@ -8,7 +8,7 @@ from ssae.process.allocator import tune_allocator
 
 tune_allocator()  # before the import that starts torch
 
-from ssae.bench import data, e2e, index, step, tracin  # noqa: E402
+from ssae.bench import data, e2e, index, measures, step, tracin  # noqa: E402
 
 BENCHMARKS = {
     "step": (step, "one training step"),
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "data": (data, "harvest, loader and memory"),
     "index": (index, "nearest neighbours among many documents"),
     "tracin": (tracin, "scoring documents by TracIn"),
+    "measures": (measures, "what evaluation measures beside the SAE's forward pass"),
 }
 
 

@@ -12,6 +12,9 @@ and per prediction, banded by the predicted token:
     ce_clean, ce_spliced, ce_zero   cross-entropy in nats of the untouched model, with x replaced by
                                     recon, and with x replaced by zeros (on text tokens)
     predictions                     1
+
+and the same prediction banded by the token on which it is made: ce_clean_current,
+ce_spliced_current, predictions_current.
 """
 
 from collections.abc import Mapping
@@ -51,6 +54,12 @@ def delta_ce(sums: Sums) -> np.ndarray:
     return (sums["ce_spliced"] - sums["ce_clean"]) / sums["predictions"]
 
 
+def delta_ce_current(sums: Sums) -> np.ndarray:
+    """delta_ce by the band of the current token, on which the prediction is made."""
+    cost = sums["ce_spliced_current"] - sums["ce_clean_current"]
+    return cost / sums["predictions_current"]
+
+
 def ce_recovered(sums: Sums) -> np.ndarray:
     """Share of the cost of zero-ablation avoided: (zero - spliced) / (zero - clean)."""
     return (sums["ce_zero"] - sums["ce_spliced"]) / (sums["ce_zero"] - sums["ce_clean"])
@@ -77,7 +86,7 @@ def perplexity_zero(sums: Sums) -> np.ndarray:
 
 
 FORMULAS = (
-    fvu, l0, ce_clean, ce_spliced, ce_zero, delta_ce, ce_recovered,
-    perplexity_clean, perplexity_spliced, perplexity_ratio, perplexity_zero,
+    fvu, l0, ce_clean, ce_spliced, ce_zero, delta_ce, delta_ce_current,
+    ce_recovered, perplexity_clean, perplexity_spliced, perplexity_ratio, perplexity_zero,
 )  # fmt: skip
 """All of them, in the order of metrics.json."""

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 QUANTITIES = (
     "residual_sq", "deviation_sq", "active", "tokens",
     "ce_clean", "ce_spliced", "ce_zero", "predictions",
+    "ce_clean_current", "ce_spliced_current", "predictions_current",
 )  # fmt: skip
 
 
@@ -51,23 +52,36 @@ class DocumentBandSums(Metric):
         return {q: self.sums[i].view(shape).numpy() for i, q in enumerate(QUANTITIES)}
 
 
+def document_draws(num_documents: int, num_bootstraps: int, seed: int) -> np.ndarray:
+    """Return how often each document is drawn, (1 + num_bootstraps, num_documents) float64.
+
+    Row 0 is the set itself, every document once; each other row draws num_documents of them with
+    replacement. One seed gives every SAE and every measure the same resamples, so differences and
+    ratios between SAEs are paired.
+
+    Args:
+        num_documents: number of documents.
+        num_bootstraps: number of resamples.
+        seed: of the resampling.
+    """
+    share = np.full(num_documents, 1 / num_documents)
+    counts = np.random.default_rng(seed).multinomial(num_documents, share, size=num_bootstraps)
+    return np.vstack([np.ones(num_documents), counts])
+
+
 def resample(
     sums: Mapping[str, np.ndarray], num_bootstraps: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Return {quantity: (1 + num_bootstraps, num_bands + 1)} sums over resampled documents.
 
-    Row 0 is the set itself, the others draw its documents with replacement; column 0 is the sum
-    over bands. One seed gives every SAE the same resamples, so differences between SAEs are paired.
+    The rows are those of `document_draws`; column 0 is the sum over bands.
 
     Args:
         sums: {quantity: (num_documents, num_bands)}.
         num_bootstraps: number of resamples.
         seed: of the resampling.
     """
-    num_documents = len(next(iter(sums.values())))
-    share = np.full(num_documents, 1 / num_documents)
-    counts = np.random.default_rng(seed).multinomial(num_documents, share, size=num_bootstraps)
-    counts = np.vstack([np.ones(num_documents), counts])
+    counts = document_draws(len(next(iter(sums.values()))), num_bootstraps, seed)
     bands = {name: np.column_stack([s.sum(1), s]) for name, s in sums.items()}
     return {name: counts @ s for name, s in bands.items()}
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ssae.report.figures import Style
+from ssae.report.marks import Style
 from ssae.report.table import SAES, ordered
 
 TOKENS_BEFORE, TOKENS_AFTER = 32, 12  # around the peak: three lines of a phone or one of a desk

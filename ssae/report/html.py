@@ -1,5 +1,6 @@
 """`report.html`: one file, no script, no request; every number in it comes from the arguments."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from ssae.artifact.replace import write_text
-from ssae.report import definitions, figures
+from ssae.report import definitions, figures, sections
+from ssae.report.change import WORDS, compare
 from ssae.report.contexts import latent_card, visible
+from ssae.report.marks import Style
+from ssae.report.marks import styles as styles_of
 from ssae.report.page import page_environment
 from ssae.report.table import (
     BANDS,
@@ -26,12 +30,14 @@ from ssae.report.table import (
     spell,
     spell_change,
 )
-from ssae.report.verdict import compare, describe_bands, verdict
+from ssae.report.verdict import describe_bands, verdict
 
 TEXT_LIMIT = (
     1500  # characters of a retrieved document: enough to judge it, and the page stays small
 )
 NUM_LATENTS = 10
+TABLES = ("firing_rates", *(plan.table for plan in (*sections.RANKS, *sections.TAIL)))
+"""Whose SAEs are drawn even if metrics.json does not have them."""
 BAND_FIGURES = (
     ("perplexity_spliced", "perplexity_ratio", "Perplexity", "with the SAE / without", 1),
     ("fvu", "fvu", "Reconstruction error", "fvu", None),
@@ -54,8 +60,8 @@ def write_report(
         title: of the study.
         summary: what was studied (model, corpus, hookpoint, ...), name to text.
         metrics: the rows of metrics.json.
-        tables: error_by_rank, firing_rates, differing_latents, retrieved; what is absent or empty
-            is reported as not measured.
+        tables: those of tables.json and "retrieved"; what is absent or empty is reported as not
+            measured.
         config: the composed config as text.
     """
     page = render(title=title, summary=summary, metrics=metrics, tables=tables, config=config)
@@ -75,9 +81,9 @@ def render(
     environment.filters |= {"spell": spell, "change": spell_change, "visible": visible}
     environment.globals |= {"find": find, "number": number, "metrics": metrics}
     firing = tables.get("firing_rates") or []
-    ranks = tables.get("error_by_rank") or []
-    names = ordered([r.get("sae") for r in [*metrics, *firing, *ranks]], SAES)
-    styles = figures.styles(names)
+    listed = [row for table in TABLES for row in tables.get(table) or []]
+    names = ordered([r.get("sae") for r in [*metrics, *listed]], SAES)
+    styles = styles_of(names)
     latents = tables.get("differing_latents") or []
     return environment.get_template("report.html.jinja").render(
         title=title,
@@ -88,12 +94,17 @@ def render(
         formulas=_formulas(metrics),
         verdict=verdict(metrics),
         columns=HEADLINE,
+        groups=[(s, len(list(own))) for s, own in itertools.groupby(c.split for c in HEADLINE)],
         headline=_headline(metrics, names),
         floors=_floors(metrics),
         bands=[_band_figures(metrics, styles, *figure) for figure in BAND_FIGURES],
         band_order=ordered((r["band"] for r in metrics if r["band"] != "all"), BANDS),
-        ranks=_per_split(figures.error_by_rank, ranks, styles, "Error against token rank"),
-        firing=_per_split(figures.firing_rates, firing, styles, "How often latents fire"),
+        tail=sections.tail_drawings(metrics, tables, styles),
+        tail_rows=sections.tail_table(metrics, names),
+        ranks=sections.drawings(sections.RANKS, tables, styles),
+        spread=sections.drawings(sections.LATENTS, tables, styles),
+        firing=sections.drawings(sections.FIRING, tables, styles),
+        concepts=sections.concepts(metrics, tables.get("concepts") or [], names),
         dead=_dead(metrics, firing, names),
         retrieval=Markup(figures.retrieval(metrics, title="Retrieval from the pool")),
         retrievers=_retrievers(metrics),
@@ -110,7 +121,7 @@ def _headline(metrics: Sequence[Metric], names: Sequence[str]) -> dict[str, list
         winners = best({sae: number(row) for sae, row in found.items()}, column.better)
         for sae, row in found.items():
             change = compare(metrics, column.name, column.split, "generalist", sae=sae)
-            shown = change is not None and column.better < 0 and sae != "generalist"
+            shown = change is not None and column.name in WORDS and sae != "generalist"
             rows[sae].append(
                 {
                     "value": number(row),
@@ -137,7 +148,7 @@ def _floors(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
 
 def _band_figures(
     metrics: Sequence[Metric],
-    styles: Mapping[str, figures.Style],
+    styles: Mapping[str, Style],
     name: str,
     drawn: str,
     title: str,
@@ -153,11 +164,6 @@ def _band_figures(
         )  # fmt: skip
         drawings.append((split, Markup(svg), describe_bands(metrics, drawn, split)))
     return {"name": name, "title": title, "drawings": drawings}
-
-
-def _per_split(draw: Any, rows: Sequence[Any], styles: Any, title: str) -> list[Markup]:
-    drawn = [draw(rows, split=s, styles=styles, title=f"{title}: {s}") for s in SPLITS]
-    return [Markup(svg) for svg in drawn if svg]
 
 
 def _dead(

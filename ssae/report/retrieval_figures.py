@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from ssae.report.figures import Style
+from ssae.report.marks import Style
 from ssae.report.svg import INK, RC, WIDTH, canvas, plain, to_svg
 from ssae.report.table import spell
 

@@ -32,8 +32,11 @@ HEADLINE = (
     Column("perplexity_spliced", "subdomain_test", "perplexity", -1),
     Column("ce_recovered", "subdomain_test", "ce recovered", 1),
     Column("l0", "subdomain_test", "l0", 0),
+    Column("tail_recall", "subdomain_test", "tail recall", 1),
+    Column("tail_error", "subdomain_test", "tail error", -1),
     Column("fvu", "general_test", "fvu", -1),
     Column("perplexity_spliced", "general_test", "perplexity", -1),
+    Column("forgetting", "general_test", "forgetting", -1),
 )
 
 

@@ -1,6 +1,6 @@
 """The headline numbers in the terminal, the same as in `report.html`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,7 @@ from ssae.report.table import (
     RETRIEVERS,
     SAES,
     SPLITS,
+    Column,
     Metric,
     best,
     find,
@@ -25,7 +26,7 @@ SHORT = {"subdomain_test": "subdomain", "general_test": "general"}
 
 
 def print_table(metrics: Sequence[Metric], console: Console | None = None) -> None:
-    """Print one row per SAE and, where it was measured, one row per retriever.
+    """Print a table per split with a row per SAE and, where it was measured, one of the retrievers.
 
     The best value of a column is bold; l0 has none, since it is a budget and not a score.
 
@@ -35,21 +36,37 @@ def print_table(metrics: Sequence[Metric], console: Console | None = None) -> No
     """
     console = console or Console()
     names = ordered((row.get("sae") for row in metrics), SAES)
-    table = bare_table("SAE")
     columns = []
     for column in HEADLINE:
-        title = column.title.replace(" ", "\n")
-        table.add_column(f"{SHORT[column.split]}\n{title}", justify="right")
         found = {s: number(find(metrics, column.name, sae=s, split=column.split)) for s in names}
         columns.append(_cells(found, column.better))
-    for name in names:
-        table.add_row(Text(name), *(cells[name] for cells in columns))
     if names:
-        console.print(table)
+        for table in tables_by_split(HEADLINE, {n: [cells[n] for cells in columns] for n in names}):
+            console.print(table)
+            console.print()
         console.print(Text(_floors(metrics), style="italic"), end="\n\n")
     retrievers = ordered((row.get("retriever") for row in metrics), RETRIEVERS)
     if retrievers:
         console.print(_retrieval(metrics, retrievers))
+
+
+def tables_by_split(
+    columns: Sequence[Column], rows: Mapping[str, Sequence[Text | str]]
+) -> Iterator[Table]:
+    """Yield a table per split, named where its rows are named: all columns are too wide for one.
+
+    Args:
+        columns: of all splits.
+        rows: by name, one cell for each of the columns.
+    """
+    for split in dict.fromkeys(column.split for column in columns):
+        table = bare_table(SHORT.get(split, split))
+        own = [place for place, column in enumerate(columns) if column.split == split]
+        for place in own:
+            table.add_column(columns[place].title.replace(" ", "\n"), justify="right")
+        for name, cells in rows.items():
+            table.add_row(Text(name), *(cells[place] for place in own))
+        yield table
 
 
 def bare_table(first: str) -> Table:

@@ -3,43 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ssae.report.change import LOSSES, SUBJECT, TAIL, WORDS, Change, compare
 from ssae.report.table import BANDS, MIN_TOKENS, Metric, find, finite, spell, spell_change
-
-SUBJECT = "specialist"
-WORDS = {"fvu": "fvu", "perplexity_spliced": "spliced perplexity"}
-
-
-class Change(NamedTuple):
-    """One number of an SAE beside the same number of a reference SAE; lower is better for both."""
-
-    name: str
-    reference: str
-    new: float
-    old: float
-    unclear: bool | None
-    """Whether the 95 % interval of the paired difference holds 0 (without one: whether the two
-    intervals overlap); None where no interval was computed."""
-
-    @property
-    def relative(self) -> float:
-        """(new - old) / old."""
-        return (self.new - self.old) / self.old
-
-    @property
-    def direction(self) -> int:
-        """-1 lower, 0 the same to the printed precision, 1 higher."""
-        shown = spell_change(self.relative)
-        return 0 if shown == "0.0%" else (-1 if self.relative < 0 else 1)
-
-    @property
-    def text(self) -> str:
-        """The change with both numbers."""
-        verb = {-1: "is lower", 0: "is the same", 1: "is higher"}[self.direction]
-        note = "; within the 95 % interval" if self.unclear else ""
-        return (
-            f"{WORDS[self.name]} {verb}, {spell(self.new)} against {spell(self.old)} "
-            f"({spell_change(self.relative)}{note})"
-        )
 
 
 class Verdict(NamedTuple):
@@ -49,39 +14,9 @@ class Verdict(NamedTuple):
     reasons: list[str]
 
 
-def compare(
-    metrics: Sequence[Metric],
-    name: str,
-    split: str,
-    reference: str,
-    *,
-    sae: str = SUBJECT,
-    band: str = "all",
-) -> Change | None:
-    """Return the change of `name` from `reference` to `sae`, or None where one is not measured."""
-    new = find(metrics, name, sae=sae, split=split, band=band)
-    old = find(metrics, name, sae=reference, split=split, band=band)
-    new_value, old_value = finite(new), finite(old)
-    if new_value is None or not old_value:
-        return None
-    difference = find(
-        metrics, f"{name}_difference", sae=sae, split=split, band=band, reference=reference
-    )
-    low, high = finite(difference, "low"), finite(difference, "high")
-    if low is None or high is None:
-        bounds = [finite(row, key) for row in (new, old) for key in ("low", "high")]
-        if None in bounds:
-            return Change(name, reference, new_value, old_value, None)
-        new_low, new_high, old_low, old_high = (bound or 0.0 for bound in bounds)
-        return Change(
-            name, reference, new_value, old_value, new_low <= old_high and old_low <= new_high
-        )
-    return Change(name, reference, new_value, old_value, low <= 0 <= high)
-
-
 def verdict(metrics: Sequence[Metric]) -> Verdict:
     """Return whether the specialist beat the generalist and the control on the subdomain."""
-    wanted = [(name, other) for other in ("generalist", "control") for name in WORDS]
+    wanted = [(name, other) for other in ("generalist", "control") for name in LOSSES]
     found = {key: compare(metrics, key[0], "subdomain_test", key[1]) for key in wanted}
     changes = [change for change in found.values() if change is not None]
     missing = [
@@ -93,19 +28,28 @@ def verdict(metrics: Sequence[Metric]) -> Verdict:
             "generalist or a control.",
             [],
         )
+    tail = [
+        change
+        for other in (*_MEANING, "specialist_erm")
+        for name in TAIL
+        if (change := compare(metrics, name, "subdomain_test", other))
+    ]
     reasons = [
         f"Against the {other} ({_MEANING[other]}): "
-        + "; ".join(change.text for change in changes if change.reference == other)
+        + "; ".join(c.text for c in [*changes, *tail] if c.reference == other)
         + "."
         for other in ("generalist", "control")
         if any(change.reference == other for change in changes)
     ]
+    if not any(change.name == "tail_recall" for change in tail):
+        reasons.append("Tail recall was not measured.")
     reasons += _erm(metrics) + _forgetting(metrics) + _budget(metrics)
-    if any(change.unclear is None for change in changes):
+    if any(change.unclear is None for change in [*changes, *tail]):
         reasons.append("Not every number has an interval: a small difference may be chance.")
-    return Verdict(_answer(changes, missing), reasons)
+    return Verdict(_answer(changes, missing) + _tail_recall(tail), reasons)
 
 
+_CALLED = {"specialist_erm": "ERM specialist"}
 _MEANING = {"generalist": "where it started", "control": "fine-tuned on random pool documents"}
 
 
@@ -133,6 +77,27 @@ def _answer(changes: list[Change], missing: list[str]) -> str:
     return text + (f" Not measured: {', '.join(missing)}." if missing else "")
 
 
+def _tail_recall(changes: Sequence[Change]) -> str:
+    """Say against whom tail recall rose: only where the interval of the difference excludes 0."""
+    found: dict[str, list[str]] = {}
+    for change in changes:
+        if change.name == "tail_recall":
+            if change.unclear or change.direction == 0:
+                words = "did not clearly change"
+            else:
+                words = "rose" if change.direction > 0 else "fell"
+                words += " (no interval)" if change.unclear is None else ""
+            who = _CALLED.get(change.reference, change.reference)
+            found.setdefault(words, []).append(f"the {who}")
+    parts = [f"{words} against {_and(who)}" for words, who in found.items()]
+    return f" Tail recall {_and(parts)}." if parts else ""
+
+
+def _and(words: Sequence[str]) -> str:
+    first = ", ".join(words[:-1])
+    return f"{first} and {words[-1]}" if first else words[-1]
+
+
 def _list(changes: list[Change]) -> str:
     names = list(dict.fromkeys(change.name for change in changes))
     references = [{c.reference for c in changes if c.name == name} for name in names]
@@ -143,7 +108,8 @@ def _list(changes: list[Change]) -> str:
 
 
 def _erm(metrics: Sequence[Metric]) -> list[str]:
-    changes = [compare(metrics, name, "subdomain_test", "specialist_erm") for name in WORDS]
+    names = (*LOSSES, *TAIL)
+    changes = [compare(metrics, name, "subdomain_test", "specialist_erm") for name in names]
     texts = [change.text for change in changes if change]
     return [f"Tilted risk against ERM on the same documents: {'; '.join(texts)}."] if texts else []
 
@@ -152,7 +118,7 @@ def _forgetting(metrics: Sequence[Metric]) -> list[str]:
     """Say what general text paid, against both references: training more may improve it too."""
     sentences = []
     for other in ("generalist", "control"):
-        found = [compare(metrics, name, "general_test", other) for name in WORDS]
+        found = [compare(metrics, name, "general_test", other) for name in LOSSES]
         changes = [change for change in found if change is not None]
         if not changes:
             continue

@@ -24,6 +24,8 @@ def brute_force(tokens: list[dict[str, float]], name: str) -> float:
         "ce_spliced": spliced,
         "ce_zero": zero,
         "delta_ce": spliced - clean,
+        "delta_ce_current": sum(t["ce_spliced_current"] - t["ce_clean_current"] for t in tokens)
+        / num,
         "ce_recovered": (zero - spliced) / (zero - clean),
         "perplexity_clean": math.exp(clean),
         "perplexity_spliced": math.exp(spliced),
@@ -41,6 +43,8 @@ tokens = st.lists(
             "ce_clean": positive,
             "ce_spliced": positive,
             "ce_zero": st.floats(11, 15),
+            "ce_clean_current": positive,
+            "ce_spliced_current": positive,
         }  # fmt: skip
     ),
     min_size=1,

@@ -9,7 +9,9 @@ from ssae.activation.rows import Rows
 from ssae.evaluate import evaluate
 from ssae.metric import formulas
 from ssae.metric.frequency import BANDS, frequency_of, rank_bins
-from ssae.metric.splice import SplitSums, measure_split
+from ssae.metric.measures import Measured
+from ssae.metric.splice import measure_split
+from ssae.metric.sums import QUANTITIES
 from ssae.run import run
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
@@ -31,6 +33,8 @@ class Token:
     id: int
     document: int
     x: torch.Tensor
+    previous: int | None
+    """The token before it in its row."""
     ce: dict[str, float] | None
     """None where the token is not predicted from its own document."""
 
@@ -119,15 +123,16 @@ def reference(model, rows, sae) -> list[Token]:
             ce = None
             if i and documents[i - 1] == document:
                 ce = {name: -float(log_p[i - 1, token]) for name, log_p in log_probs.items()}
-            tokens.append(Token(token, document, kept[0][i], ce))
+            tokens.append(Token(token, document, kept[0][i], ids[i - 1] if i else None, ce))
     return tokens
 
 
-def measure(model, rows, saes, batch_tokens=20 * LENGTH) -> dict[str, SplitSums]:
+def measure(model, rows, saes, batch_tokens=20 * LENGTH) -> dict[str, Measured]:
     lm, hookpoint, _ = model
     study = types.SimpleNamespace(
-        language_model=lm, hookpoint=hookpoint, evaluation_batch_tokens=batch_tokens
-    )
+        language_model=lm, hookpoint=hookpoint, evaluation_batch_tokens=batch_tokens,
+        num_bootstraps=20, seed=0,
+    )  # fmt: skip
     x = torch.stack([token.x for token in reference(model, rows, identity_sae())])
     mean = x.double().mean(0)
     return measure_split(study, saes, rows, mean, frequency(lm), name="test")  # pyright: ignore
@@ -161,8 +166,7 @@ def test_every_sum_equals_the_one_over_tokens_measured_with_transformers_alone(
         "tokens": torch.ones(len(x)).double(),
     }
     bands = frequency(lm).bands
-    names = (*squares, "ce_clean", "ce_spliced", "ce_zero", "predictions")
-    expected = {name: torch.zeros(len(TEXTS), len(BANDS)).double() for name in names}
+    expected = {name: torch.zeros(len(TEXTS), len(BANDS)).double() for name in QUANTITIES}
     for index, token in enumerate(tokens):
         cell = (token.document, int(bands[token.id]))
         for name, values in squares.items():
@@ -170,6 +174,10 @@ def test_every_sum_equals_the_one_over_tokens_measured_with_transformers_alone(
         if token.ce is not None:
             for name, value in (token.ce | {"predictions": 1.0}).items():
                 expected[name][cell] += value
+                if f"{name}_current" in expected:
+                    assert token.previous is not None
+                    at = (token.document, int(bands[token.previous]))
+                    expected[f"{name}_current"][at] += value
     assert found.sums.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(
@@ -198,9 +206,11 @@ def test_errors_by_rank_equal_a_loop(model, rows_of):
             for token, error in zip(tokens, errors, strict=True)
             if low <= ranks[token.id] < high
         ]
-        assert found.rank_counts[index] == len(inside)
-        assert found.rank_sums[index].item() == pytest.approx(sum(inside), rel=1e-4)
-        assert found.rank_maxima[index].item() == pytest.approx(max(inside, default=0), rel=1e-4)
+        assert found.rank_errors.counts[index] == len(inside)
+        assert found.rank_errors.sums[index].item() == pytest.approx(sum(inside), rel=1e-4)
+        assert found.rank_errors.maxima[index].item() == pytest.approx(
+            max(inside, default=0), rel=1e-4
+        )
 
 
 def test_the_clean_cross_entropy_is_the_loss_of_the_model(model, make_rows):

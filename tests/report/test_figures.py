@@ -5,40 +5,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ssae.report import figures
+from ssae.report import figures, marks
 from ssae.report.table import BANDS, SAES
+from tests.report.reading import SVG, drawn, values_at
 
-SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
-STYLES = figures.styles(SAES)
+STYLES = marks.styles(SAES)
 
 
 def bands(metrics, name="fvu", styles=STYLES, **options):
     options = {"split": "subdomain_test", "title": "t", "label": "l"} | options
     return figures.by_band(metrics, name=name, styles=styles, **options)
-
-
-def drawn(svg: str, series: str) -> np.ndarray:
-    """Return the marker positions of a series, in pixels."""
-    group = next(g for g in ElementTree.fromstring(svg).iter() if g.get("id", "").endswith(series))
-    return np.array([(float(u.attrib["x"]), float(u.attrib["y"])) for u in group.iter(f"{SVG}use")])
-
-
-def axis(svg: str) -> dict[float, float]:
-    """Return value -> pixel of the x ticks."""
-    ticks = {}
-    for group in ElementTree.fromstring(svg).iter(f"{SVG}g"):
-        if "-xtick_" in group.get("id", ""):
-            text = next(group.iter(f"{SVG}text")).text or ""
-            ticks[float(text.replace("k", "e3"))] = float(next(group.iter(f"{SVG}use")).attrib["x"])
-    return ticks
-
-
-def values_at(svg: str, pixels: np.ndarray, log: bool = False) -> np.ndarray:
-    ticks = axis(svg)
-    scale = np.log10(list(ticks)) if log else np.array(list(ticks))
-    slope, offset = np.polyfit(list(ticks.values()), scale, 1)
-    return 10 ** (slope * pixels + offset) if log else slope * pixels + offset
 
 
 def everything(metrics, tables):
@@ -138,14 +115,14 @@ def test_ids_are_unique_across_drawings_and_every_reference_is_inside(metrics, t
 def test_an_sae_has_one_colour_in_every_drawing(metrics, tables):
     for svg in everything(metrics, tables)[:4]:
         assert all(STYLES[sae].colour.lower() in svg.lower() for sae in SAES)
-    assert figures.styles(["specialist", "mine"])["specialist"] == STYLES["specialist"]
+    assert marks.styles(["specialist", "mine"])["specialist"] == STYLES["specialist"]
 
 
 @pytest.mark.parametrize("name", ["_hidden", "$a^b$", "<b>&", "\x00\x1b\U0001f600", 'id="x"'])
 def test_names_are_texts_and_nothing_else(metrics, name):
     for row in metrics:
         row["sae"] = name if row["sae"] == "control" else row["sae"]
-    svg = bands(metrics, styles=figures.styles({row["sae"] for row in metrics if row["sae"]}))
+    svg = bands(metrics, styles=marks.styles({row["sae"] for row in metrics if row["sae"]}))
     texts = [text.text for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     shown = "???" if "\x00" in name else name
     assert shown in [(text or "").strip() for text in texts]

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssae.metric import tail as tail_module
+from ssae.metric.frequency import frequency_of
+from ssae.metric.represented import RepresentedTypes
+from ssae.metric.sums import document_draws
+from ssae.metric.tail import TailError, TailRecall, TailTypes, tail_types
+
+NUM_DOCUMENTS, NUM_TYPES, D_SAE = 9, 15, 12
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), min_size=1, max_size=12))
+def test_tail_types_are_the_rarest_that_fit_into_half_of_the_tokens(types):
+    pool, own = (list(column) for column in zip(*types, strict=True))
+    ranks = frequency_of(torch.tensor(pool)).ranks
+    expected, mass = [], 0
+    for v in sorted(range(len(pool)), key=lambda v: (pool[v], -v)):  # as ranks break ties
+        mass += own[v]
+        if mass > sum(own) / 2:
+            break
+        if own[v] >= 5:
+            expected.append(v)
+    found = tail_types(ranks, torch.tensor(own), np.ones((1, 3)))
+    assert found.ids.tolist() == sorted(expected)
+    assert found.counts.tolist() == [own[v] for v in sorted(expected)]
+
+
+def make_tail(ids: list[int], num_bootstraps: int, seed: int = 5) -> TailTypes:
+    draws = document_draws(NUM_DOCUMENTS, num_bootstraps, seed).astype(np.int32)
+    return TailTypes(np.array(ids, dtype=int), np.full(len(ids), 9), draws)
+
+
+def repeated(values: np.ndarray, documents: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The tokens of a resample, written out."""
+    return np.concatenate([values[documents == d] for d in range(len(draws)) for _ in
+                           range(draws[d])])  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_recall_is_that_of_every_resample_written_out(
+    measure, draw_tokens, seed, chunk, monkeypatch
+):
+    monkeypatch.setattr(tail_module, "CHUNK", chunk)
+    tokens = draw_tokens(seed, num_tokens=120)
+    tail = make_tail([2, 5, 6, 9, 11, 14], num_bootstraps=40)
+    found = measure(TailRecall(D_SAE, NUM_TYPES, tail), tokens)
+    peaks = np.where((tokens.latents > 0).any(0), tokens.latents.max(0), 0)  # m < 1000
+    strong = tokens.latents > peaks / 2
+    for draws, value in zip(tail.draws, found, strict=True):
+        types, fires = (repeated(a, tokens.document_ids, draws) for a in (tokens.token_ids, strong))
+        shares = []
+        for v in tail.ids:
+            own = types == v
+            if own.any():
+                f1 = [2 * (own & fires[:, j]).sum() / (own.sum() + fires[:, j].sum())
+                      for j in range(D_SAE)]  # fmt: skip
+                shares.append(max(f1) >= 0.5)
+        assert value == pytest.approx(np.mean(shares), rel=1e-12)
+    assert len(set(found.tolist())) > 3
+
+
+def test_recall_of_the_set_itself_is_the_share_that_is_represented(measure, draw_tokens):
+    tokens = draw_tokens(3)
+    tail = make_tail([1, 4, 7, 8, 9, 10, 12, 13], num_bootstraps=2)
+    found = measure(TailRecall(D_SAE, NUM_TYPES, tail), tokens)
+    types = measure(RepresentedTypes(D_SAE, NUM_TYPES), tokens)
+    assert found[0] == pytest.approx(types.represented[tail.ids].mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_error_is_the_mean_over_types_of_every_resample_written_out(draw_tokens, seed):
+    tokens = draw_tokens(seed, num_tokens=60)
+    tail = make_tail([2, 5, 9, 11, 14], num_bootstraps=30)
+    errors = np.random.default_rng(seed).uniform(0, 5, 60)
+    metric = TailError(NUM_TYPES, tail)
+    for piece in (slice(0, 17), slice(17, 60)):
+        metric.update(*(torch.from_numpy(a[piece]) for a in (errors, *tokens[1:])))
+    for draws, value in zip(tail.draws, metric.compute(), strict=True):
+        own, types = (repeated(a, tokens.document_ids, draws) for a in (errors, tokens.token_ids))
+        means = [own[types == v].mean() for v in tail.ids if (types == v).any()]
+        assert value == pytest.approx(np.mean(means), rel=1e-12)
+
+
+def test_resamples_without_a_tail_type_are_nan(measure, draw_tokens):
+    tokens = draw_tokens(0, num_tokens=40)
+    at = tokens.token_ids == 0
+    tail = TailTypes(np.array([0]), np.array([at.sum()]), np.ones((3, NUM_DOCUMENTS), np.int32))
+    tail.draws[1, np.unique(tokens.document_ids[at])] = 0
+    recall = measure(TailRecall(D_SAE, NUM_TYPES, tail), tokens)
+    error = TailError(NUM_TYPES, tail)
+    error.update(torch.ones(40), *(torch.from_numpy(a) for a in tokens[1:]))
+    for found in (recall, error.compute()):
+        assert np.isnan(found).tolist() == [False, True, False]
+
+
+def test_one_seed_gives_every_sae_the_same_resamples():
+    first, again = (document_draws(30, 20, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, document_draws(30, 20, seed=4))
+    assert first[0].tolist() == [1] * 30
+    assert first.sum(1).tolist() == [30] * 21
+
+
+def test_no_tail_type_and_no_firing_give_numbers_or_nan_but_no_error(measure, draw_tokens):
+    tokens = draw_tokens(0, num_tokens=40)
+    silent = tokens._replace(latents=np.zeros_like(tokens.latents))
+    some, none = make_tail([2, 5], num_bootstraps=3), make_tail([], num_bootstraps=3)
+    assert measure(TailRecall(D_SAE, NUM_TYPES, some), silent)[0] == 0
+    assert np.isnan(measure(TailRecall(D_SAE, NUM_TYPES, none), tokens)).all()
+    error = TailError(NUM_TYPES, none)
+    error.update(torch.ones(40), *(torch.from_numpy(a) for a in tokens[1:]))
+    assert np.isnan(error.compute()).all()
