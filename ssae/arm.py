@@ -31,6 +31,8 @@ class Arm:
         num_tokens: tokens trained on; more than the budget means several epochs, 0 takes the SAE of
             `init_from` as it is.
         lr: learning rate of this arm.
+        general_share: of the arm's text, in [0, 1), that is random documents of the pool, added to
+            the retrieved ones against forgetting (mix.py).
         num_snapshots: weights kept on the way, for TracIn (training/snapshots.py); 0 for none, as
             where num_tokens is 0.
     """
@@ -42,6 +44,7 @@ class Arm:
     objective: Objective
     num_tokens: int
     lr: float
+    general_share: float = 0.0
     num_snapshots: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +80,11 @@ class Arm:
         if not self.lr > 0:
             raise ValueError(
                 f"lr must be positive, got {self.lr}; set generalist.lr or specialist.lr to 1e-3"
+            )
+        if not 0 <= self.general_share < 1:
+            raise ValueError(
+                f"general_share must lie in [0, 1), got {self.general_share}; "
+                "set specialist.general_share=0.3"
             )
         if self.num_snapshots < 0:
             raise ValueError(

@@ -2,13 +2,13 @@
 
 import dataclasses
 import difflib
-import json
 import logging
 import os
 import re
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import hydra
@@ -115,10 +115,10 @@ def call_verb(verb: str, study: Any) -> None:
             print_made(artifact)
         case "evaluate":
             from ssae.evaluate import evaluate
-            from ssae.run import write_metrics
+            from ssae.run import write_evaluation
 
             artifact = evaluate(study)
-            write_metrics(study, json.loads((artifact.path / "metrics.json").read_text("utf-8")))
+            write_evaluation(study, artifact)
             print_made(artifact)
         case "export":
             from ssae.export import export
@@ -157,6 +157,9 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments[1:]):
         print(f"ssae {verb}: {VERBS[verb]}\n\n{VERB_HELP[verb]}")  # noqa: T201
         return
+    if verb == "report":  # reads what runs left: no study, no folder of its own
+        _report(arguments[1:])
+        return
     # argparse takes flags before overrides only; people write them anywhere.
     flags = [word for word in arguments[1:] if word.startswith("-") or re.fullmatch(r"\w+", word)]
     overrides = [word for word in arguments[1:] if word not in flags]
@@ -177,6 +180,15 @@ def main() -> None:
         # A job that SLURM or the machine ended; the launcher has nothing else to say of it.
         if not type(error).__module__.startswith(("submitit", "joblib")):
             raise
+        _fail(error)
+
+
+def _report(words: Sequence[str]) -> None:
+    from ssae.sweep.report import report
+
+    try:
+        report(words)
+    except ERRORS as error:
         _fail(error)
 
 

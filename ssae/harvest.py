@@ -20,9 +20,9 @@ from ssae.activation.shards import is_intact, shard_name, write_statistics
 from ssae.activation.writer import ShardWriter
 from ssae.artifact.store import Artifact, locate
 from ssae.artifact.together import barrier, build_together, from_all_ranks, from_rank_zero
+from ssae.mix import documents_for
 from ssae.process.progress import progress_bar
 from ssae.process.signals import unwrapped_interrupts
-from ssae.retrieve import retrieve_for
 from ssae.sample import sample
 from ssae.study import Study
 from ssae.tokenise import tokenise
@@ -35,14 +35,14 @@ def harvest_for(study: Study, arm: str) -> Artifact:
     """Return the activations that an arm of the study learns from, or a sample of them."""
     check_model(study)  # before the time that retrieval takes
     sample_tokens = study.activation.sample_tokens
-    return harvest(study, retrieve_for(study, arm), sample_tokens=sample_tokens)
+    return harvest(study, documents_for(study, arm), sample_tokens=sample_tokens)
 
 
 def harvest_all_for(study: Study, arm: str) -> dict[str, Artifact]:
     """Return {hookpoint: its activations}, of the study's own hookpoint and of `hookpoints`."""
     hookpoints = check_model(study)  # before the time that retrieval takes
     sample_tokens = study.activation.sample_tokens
-    return harvest_all(study, retrieve_for(study, arm), hookpoints, sample_tokens=sample_tokens)
+    return harvest_all(study, documents_for(study, arm), hookpoints, sample_tokens=sample_tokens)
 
 
 def harvest(

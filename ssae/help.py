@@ -9,6 +9,7 @@ VERBS = {
     "train": "train the SAE of one arm (arm=specialist), and what it starts from",
     "evaluate": "measure every arm on the subdomain's and the general test split",
     "export": "write an arm's SAE, or any saved one, in the format of another library",
+    "report": "draw the summary and the Pareto curves of finished runs and sweeps again",
 }
 
 HELP = """\
@@ -23,6 +24,8 @@ All verbs read one composed config; an override has one spelling everywhere:
   ssae run experiment=files corpus.pool=pool.jsonl corpus.seeds=seeds.jsonl language_model.name=DIR
   ssae train arm=specialist objective=term objective.tilt=5 sae.k=32
   ssae run -m seed=0,1,2                      a sweep (hydra/launcher=joblib or slurm: in parallel)
+  ssae run -m sae.k=8,16,32 seed=0,1,2        Pareto curves: its summary.html
+  ssae report runs/docstrings/mine            the same again, nothing is trained
 
 Groups (group=choice):
 {groups}
@@ -85,6 +88,14 @@ writes  export.path=<folder>, loads it again and compares both on random input
   ssae                 sae.json, sae.safetensors            every architecture
 steered by  arm, export.sae, export.format, export.path; a folder is replaced only if it holds an
 earlier export""",
+    "report": """\
+usage   ssae report <folder> [<folder> ...] [out=FILE.html] [logger=wandb]
+reads   metrics.json and overrides of the runs, jobs and sweeps in the folders; trains nothing
+writes  summary.html   settings with means over seeds; where sae.k, sae.l1_coefficient or
+          sae.l0_coefficient differs, perplexity and tail_recall of every arm against l0
+        summary.csv    a row per job             arms.csv   a row per job and arm
+  into the folder, of several folders into the one you are in; or out=
+steered by  out=, logger=wandb (a table of all jobs and arms, and the figures), logger.*""",
 }
 
 

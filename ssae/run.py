@@ -26,7 +26,7 @@ from ssae.retriever.base import Retriever
 from ssae.sae.files import load_description
 from ssae.study import Study
 from ssae.train import train
-from ssae.training.logger import finish, log_metrics, make_logger
+from ssae.training.results import log_evaluation
 
 OWN = "retriever"
 """The key of `compare` that is the study's own."""
@@ -81,9 +81,16 @@ def write_run(study: Study, made: dict[str, Artifact]) -> Path:
         tables=tables,
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     )
-    log_summary(study, metrics)
+    log_evaluation(study, metrics, tables, folder / "report.html")
     print_table(metrics)
     return folder / "report.html"
+
+
+def write_evaluation(study: Study, evaluated: Artifact) -> None:
+    """Write metrics.json of an evaluation into the run directory, and log it."""
+    metrics, tables = (_read(evaluated.path / f"{name}.json") for name in ("metrics", "tables"))
+    write_metrics(study, metrics)
+    log_evaluation(study, metrics, tables, None)
 
 
 def write_metrics(study: Study, metrics: list[dict[str, Any]]) -> None:
@@ -121,21 +128,6 @@ def retrieval_rows(documents: Artifact, retriever: str) -> list[dict[str, Any]]:
         for name in names
         if name in manifest
     ]
-
-
-def log_summary(study: Study, metrics: list[dict[str, Any]]) -> None:
-    """Send the numbers over all bands to the logger, as <split>/<name>/<sae>."""
-    logger = make_logger(study, "evaluate", {"seed": study.seed, "arms": study.arms})
-    if logger is None:
-        return
-    values = {
-        f"{r['split']}/{r['name']}/{r['sae'] or r['retriever']}": r["value"]
-        for r in metrics
-        if r["band"] == "all" and r["value"] is not None and "reference" not in r
-    }
-    log_metrics(logger, values)
-    logger.save()
-    finish(logger)
 
 
 def _summary(study: Study, made: dict[str, Artifact]) -> dict[str, str]:

@@ -22,18 +22,22 @@ import lightning as L
 from ssae.activation.capture import NonFinite
 from ssae.activation.datamodule import ActivationDataModule
 from ssae.activation.reader import Activations
+from ssae.activation.rows import Rows
 from ssae.artifact.store import Artifact, build, locate
 from ssae.artifact.tensors import write_tensors
 from ssae.artifact.together import build_together
 from ssae.dead_latents.resample import resampler
 from ssae.harvest import harvest_for
+from ssae.mix import documents_for
 from ssae.process.signals import Interrupted, StopRequest, unwrapped_interrupts
 from ssae.sae import files
 from ssae.study import Study
+from ssae.tokenise import tokenise
 from ssae.training.checkpoints import Checkpoints
 from ssae.training.initialise import extra_sae, initial_sae, steering
 from ssae.training.lit_sae import LitSAE
 from ssae.training.logger import finish, make_logger
+from ssae.training.media import log_sae
 from ssae.training.snapshots import Snapshots
 from ssae.training.trainer import SPEED_ONLY, make_trainer
 
@@ -88,6 +92,9 @@ def train(study: Study, arm_name: str) -> Artifact:
     [artifact] = build_together(study.artifacts, [("train", inputs)], make, trainer)
     if trainer.is_global_zero:
         shutil.rmtree(folder, ignore_errors=True)
+    # Not before the SAE has its final place, from which it may be uploaded much later.
+    log_sae(trainer.logger, artifact, f"{study.name}-{arm_name}")
+    finish(trainer.logger)
     return artifact
 
 
@@ -118,6 +125,7 @@ def _train(
         sparsity_warmup_steps=training.sparsity_warmup_steps,
         screening=training.screening,
         resampler=resampler(training, num_steps, study.seed),
+        memory=arm.objective.memory(Rows(tokenise(study, documents_for(study, arm_name)))),
     )
     lit.dead_latents.recycled.copy_(recycled)
     source = study.activation.source(study, arm_name, activations)
@@ -181,7 +189,8 @@ def _fit(
                 f"{arm_name}: {error}. Stopped at {reached}; {checkpoints.kept()}"
             ) from error
     seconds = time.perf_counter() - start
-    finish(trainer.logger, interrupted=stop.honoured is not None)
+    if stop.honoured is not None or trainer.global_step < trainer.max_steps:
+        finish(trainer.logger, interrupted=stop.honoured is not None)
     if stop.honoured is not None:
         raise Interrupted(
             stop.honoured,

@@ -31,6 +31,10 @@ ARMS = {
     "experiment=selections": [
         "generalist", "control", "bm25", "dense", "hybrid", "bm25_tracin", "dense_tracin",
     ],
+    "experiment=objectives": [
+        "generalist", "control", "specialist_erm", "specialist", "token_tilt", "type_tilt",
+        "type_balanced", "balanced", "cvar", "group_dro", "mixed",
+    ],
 }  # fmt: skip
 
 CHOICES = [

@@ -21,7 +21,7 @@ from ssae.activation.source import Source, Supply
 from ssae.activation.worker import Background, InTurn, Worker
 from ssae.harvest import check_model
 from ssae.language_model.frozen import LanguageModel
-from ssae.retrieve import retrieve_for
+from ssae.mix import documents_for
 from ssae.settings import check_least, check_types
 from ssae.tokenise import tokenise
 
@@ -88,7 +88,7 @@ class Stream(Supply):
 
     def source(self, study: Any, arm: str, activations: Activations) -> Source:
         """Return the batches that the study's language model will make of the arm's documents."""
-        rows = Rows(tokenise(study, retrieve_for(study, arm)))
+        rows = Rows(tokenise(study, documents_for(study, arm)))
         token_bytes = activations.d_in * activations.dtype.itemsize
         log.info(
             "%s: the language model makes activations of %s tokens at a time, %.2f GB",

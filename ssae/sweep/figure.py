@@ -1,18 +1,25 @@
-"""The Pareto plot of a sweep."""
+"""The Pareto plots of a sweep: its settings with their front, and a curve for each arm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from ssae.report.marks import Style
 from ssae.report.svg import INK, RC, canvas, plain, to_svg
+from ssae.sweep.curves import Curve
 
 COLOUR = "#2A7FD0"
 LONGEST = 28
 """Characters of a name beside its point; the table has it in full."""
 MOST_NAMED = 6
 """More names would cover each other: then those of the front."""
+WIDE = 4
+"""An axis is logarithmic if its largest value is more than as many times its smallest."""
+DASHES = ("-", "--", ":", "-.")
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
@@ -81,3 +88,62 @@ def pareto_figure(
     axes.margins(0.12)
     axes.grid(True)
     return to_svg(figure, f"pareto {x_label} {y_label}", f"{y_label} against {x_label}")
+
+
+@matplotlib.rc_context(RC)
+def curve_figure(
+    curves: Sequence[Curve],
+    *,
+    styles: Mapping[str, Style],
+    key: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    reference: float | None,
+) -> str:
+    """Draw curves with the band between their lowest and highest seed.
+
+    Args:
+        curves: at most as many as can be told apart.
+        styles: of every arm.
+        key: distinguishes the drawing from the others on the page.
+        title: what is seen.
+        x_label: of the number of active latents.
+        y_label: of the metric.
+        reference: a value to mark.
+
+    Returns:
+        inline SVG; "" if there is no curve.
+    """
+    if not curves:
+        return ""
+    figure, axes = canvas(3.6)
+    arms = [curve.arm for curve in curves]
+    for index, curve in enumerate(curves):
+        style = styles[curve.arm]
+        dash = DASHES[arms[:index].count(curve.arm) % len(DASHES)]
+        xs, ys, lows, highs = zip(*curve.points, strict=True)
+        axes.fill_between(xs, lows, highs, color=style.colour, alpha=0.18, linewidth=0)
+        name = " ".join(part for part in (curve.arm, curve.setting) if part)
+        under = 0.4 * (len(curves) - 1 - index)  # so that one that lies under another is seen
+        axes.plot(xs, ys, dash, color=style.colour, marker=style.marker, markersize=4.5 + under,
+                  markeredgewidth=0, linewidth=1.4 + under, label=plain(_cut(name)),
+                  gid=f"series-{index}")  # fmt: skip
+    points = [point for curve in curves for point in curve.points]
+    _scale(axes.xaxis, axes.set_xscale, [point.x for point in points])
+    values = [value for point in points for value in (point.low, point.high)]
+    _scale(axes.yaxis, axes.set_yscale, values)
+    if reference is not None:
+        axes.axhline(reference, color=INK, linewidth=0.8, linestyle=":")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(True)
+    return to_svg(figure, key, title)
+
+
+def _scale(axis: Axis, set_scale: Callable[[str], None], values: Sequence[float]) -> None:
+    """Make an axis logarithmic if the values are far apart, with numbers as they are read."""
+    if min(values) > 0 and max(values) > WIDE * min(values):
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))

@@ -1,173 +1,176 @@
 """A sweep at a glance: how its jobs ended, what they measured, and which settings are worth having.
 
 summary.csv    one row per job
-summary.html   one row per setting (jobs that differ in their seed only), Pareto plots, errors
+arms.csv       one row per job and arm, with everything that was measured over all bands
+summary.html   one row per setting (jobs that differ in their seed only), Pareto curves and plots
 """
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
-from scipy import stats
 
 from ssae.artifact.replace import write_text
+from ssae.report.marks import styles
 from ssae.report.page import page_environment
-from ssae.report.table import HEADLINE, Column, spell
-from ssae.report.terminal import SHORT, bare_table
-from ssae.sweep.figure import pareto_figure
-from ssae.sweep.outcome import FILE, metric, metrics, read
+from ssae.report.table import HEADLINE, SAES, SPLITS, Column, ordered, spell
+from ssae.report.terminal import SHORT, tables_by_split
+from ssae.sweep.curves import REFERENCE, curves, sparsity_key
+from ssae.sweep.figure import curve_figure, pareto_figure
+from ssae.sweep.jobs import Job, Key, Setting, common_words, read_jobs, settings_of
 
 COLUMNS = (*HEADLINE, Column("fvu", "train", "fvu", -1), Column("l0", "train", "l0", 0))
 """What a sweep of run or evaluate measures; then a sweep of train, in the batch logged last."""
 TITLES = SHORT | {"train": "train"}
-PLOTS = (  # x and y; of both less is better
+PLOTS: tuple[tuple[Key, Key], ...] = (  # x and y; of both less is better
     (("l0", "subdomain_test"), ("perplexity_spliced", "subdomain_test")),
     (("perplexity_spliced", "general_test"), ("perplexity_spliced", "subdomain_test")),
     (("l0", "train"), ("fvu", "train")),
 )
-
-
-class Job(NamedTuple):
-    """One job of a sweep."""
-
-    folder: Path
-    outcome: dict[str, Any]
-    overrides: dict[str, str]
-    """Its verb and overrides, those that not all jobs have in common."""
-    values: dict[tuple[str, str], float | None]
-    """The headline metrics of the job's arm, by (metric, split)."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether it did its work."""
-        return self.outcome["status"] == "finished"
-
-    @property
-    def setting(self) -> tuple[tuple[str, str], ...]:
-        """The overrides but the seed, by which jobs are averaged."""
-        return tuple((k, v) for k, v in self.overrides.items() if k != "seed")
-
-
-class Setting(NamedTuple):
-    """The jobs that differ in their seed only."""
-
-    name: str
-    jobs: list[Job]
-
-    def mean(self, key: tuple[str, str]) -> tuple[float | None, float | None]:
-        """Return a metric's mean over the seeds and half of its 95 % interval (Student's t)."""
-        values = [job.values[key] for job in self.jobs]
-        numbers = np.array([value for value in values if value is not None])
-        if len(numbers) == 0:
-            return None, None
-        if len(numbers) == 1:
-            return float(numbers[0]), None
-        error = numbers.std(ddof=1) / np.sqrt(len(numbers))
-        return float(numbers.mean()), float(stats.t.ppf(0.975, len(numbers) - 1) * error)
+CURVES: tuple[tuple[Key, bool], ...] = (  # y, and whether it is relative to the generalist
+    *((("perplexity_spliced", split), relative) for split in SPLITS for relative in (False, True)),
+    (("tail_recall", "subdomain_test"), False),
+)
 
 
 def summarise(folder: Path, num_jobs: int = 0, console: Console | None = None) -> None:
-    """Write summary.csv and summary.html of a sweep and print what matters of them.
+    """Write the summary of a sweep into its folder and print what matters of it.
 
     Args:
         folder: of the sweep; a job is a folder in it that has an outcome.json.
         num_jobs: that there are to be, those included that have not begun.
         console: where to print; the terminal if not given.
     """
-    console = console or Console()
     jobs = read_jobs(folder)
-    if not jobs:
-        return
+    if jobs:
+        write_summary(folder / "summary.html", jobs, folder.name, num_jobs)
+        print_summary(folder / "summary.html", jobs, num_jobs, console or Console())
+
+
+def write_summary(page: Path, jobs: Sequence[Job], title: str, num_jobs: int = 0) -> None:
+    """Write the page of some jobs, and <page>.csv and arms.csv beside it."""
     columns = measured_columns(jobs)
-    _write_csv(folder / "summary.csv", jobs, columns)
     settings = settings_of([job for job in jobs if job.finished])
-    total = max(num_jobs, len(jobs))
-    _write_page(folder / "summary.html", settings, jobs, columns, total)
+    _write_csv(page.with_suffix(".csv"), job_rows(jobs, columns))
+    _write_csv(page.with_name("arms.csv"), arm_rows(jobs))
+    folders = [Path(os.path.relpath(job.folder, page.parent)).as_posix() for job in jobs]
+    text = (
+        page_environment()
+        .get_template("sweep.html.jinja")
+        .render(
+            title=title,
+            columns=[f"{TITLES[column.split]} {column.title}" for column in columns],
+            common=common_words(jobs),
+            total=max(num_jobs, len(jobs)),
+            rows=[(s.name, len(s.jobs), [_spell_mean(s, c) for c in columns]) for s in settings],
+            reference=REFERENCE,
+            swept=sorted({key for job in jobs if (key := sparsity_key(job.overrides))}),
+            curves=[Markup(svg) for _, svg in curve_figures(jobs)],
+            figures=[Markup(svg) for _, svg in setting_figures(settings)],
+            finished=sum(job.finished for job in jobs),
+            jobs=[
+                (job.words, job.outcome, folder, _reason(job))
+                for job, folder in zip(jobs, folders, strict=True)
+            ],
+        )
+    )
+    write_text(page, text)
+
+
+def print_summary(page: Path, jobs: Sequence[Job], num_jobs: int, console: Console) -> None:
+    """Print a line per setting, why jobs did not finish, and where the page lies."""
+    columns = measured_columns(jobs)
     if columns:
-        table = bare_table("setting")
-        for column in columns:
-            title = column.title.replace(" ", "\n")
-            table.add_column(f"{TITLES[column.split]}\n{title}", justify="right")
-        for setting in settings:
-            cells = (_spell_mean(setting, column) for column in columns)
-            # An override each line: a terminal is not wide enough for two.
-            table.add_row(Text(setting.name.replace(" ", "\n") or "(all jobs)"), *cells)
-        console.print(table)
+        # An override each line: a terminal is not wide enough for two.
+        rows = {
+            setting.name.replace(" ", "\n") or "(all jobs)": [
+                _spell_mean(setting, column) for column in columns
+            ]
+            for setting in settings_of([job for job in jobs if job.finished])
+        }
+        for table in tables_by_split(columns, rows):
+            console.print(table)
+            console.print()
     for job in jobs:
         if not job.finished:
-            line = Text(f"{job.outcome['status']}: {_words(job)}: {_reason(job)}")
+            line = Text(f"{job.outcome['status']}: {job.words}: {_reason(job)}")
             console.print(line, soft_wrap=True)
-    count = f"{sum(job.finished for job in jobs)} of {total} jobs finished"
-    console.print(f"{count}; summary: {folder / 'summary.html'}", soft_wrap=True)
-
-
-def read_jobs(folder: Path) -> list[Job]:
-    """Return the jobs of a sweep's folder, by their overrides."""
-    found = [(path.parent, read(path.parent)) for path in sorted(folder.glob(f"*/{FILE}"))]
-    found = [(path, outcome) for path, outcome in found if "overrides" in outcome]
-    words = [_overrides(outcome) for _, outcome in found]
-    common = {key for one in words for key in one if len({w.get(key) for w in words}) == 1}
-    jobs = []
-    for (path, outcome), own in zip(found, words, strict=True):
-        varying = {key: value for key, value in own.items() if key not in common or len(words) == 1}
-        rows, arm = metrics(path), outcome["arm"]
-        values = {(c.name, c.split): metric(rows, f"{c.split}/{c.name}/{arm}") for c in COLUMNS}
-        jobs.append(Job(path, outcome, varying, values))
-    return sorted(jobs, key=lambda job: [_sortable(value) for value in job.overrides.values()])
+    count = f"{sum(job.finished for job in jobs)} of {max(num_jobs, len(jobs))} jobs finished"
+    console.print(f"{count}; summary: {page}", soft_wrap=True)
 
 
 def measured_columns(jobs: Sequence[Job]) -> list[Column]:
     """Return the columns that any of the jobs has a number in."""
-    return [c for c in COLUMNS if any(job.values[c.name, c.split] is not None for job in jobs)]
+    keys = {column: (column.name, column.split) for column in COLUMNS}
+    return [c for c, key in keys.items() if any(job.value(key) is not None for job in jobs)]
 
 
-def settings_of(jobs: Sequence[Job]) -> list[Setting]:
-    """Return the jobs by setting, in the order of their first jobs."""
-    settings: dict[tuple[tuple[str, str], ...], list[Job]] = {}
-    for job in jobs:
-        settings.setdefault(job.setting, []).append(job)
-    short = [_name(setting, short=True) for setting in settings]
+def job_rows(jobs: Sequence[Job], columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Return a row per job: its overrides, how it ended, the numbers of its arm."""
     return [
-        Setting(name if short.count(name) == 1 else _name(setting, short=False), members)
-        for name, (setting, members) in zip(short, settings.items(), strict=True)
+        {
+            **_overrides(job, jobs),
+            "status": job.outcome["status"],
+            "seconds": job.outcome["seconds"],
+            **{f"{c.split}/{c.name}": job.value((c.name, c.split)) for c in columns},
+            "folder": job.folder.name,
+            "error": job.outcome["error"],
+        }
+        for job in jobs
     ]
 
 
-def _overrides(outcome: dict[str, Any]) -> dict[str, str]:
-    words = (word.partition("=") for word in outcome["overrides"])
-    return {"verb": outcome["verb"], **{key: value for key, _, value in words}}
+def arm_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return a row per finished job and arm: overrides, seed, arm, <split>/<metric>..., folder."""
+    rows = []
+    for job in jobs:
+        arms = ordered((arm for _, _, arm in job.numbers), SAES) if job.finished else []
+        for own in arms:
+            numbers = {f"{s}/{name}": v for (name, s, arm), v in job.numbers.items() if arm == own}
+            rows.append({**_overrides(job, jobs), "arm": own, **numbers, "folder": str(job.folder)})
+    return rows
 
 
-def _name(setting: tuple[tuple[str, str], ...], *, short: bool) -> str:
-    """Return a setting as it is read: "tilt=5 lr=0.001", or in full."""
-    if short:
-        setting = tuple((key.rsplit(".", 1)[-1], _short(value)) for key, value in setting)
-    return " ".join(f"{key}={value}" for key, value in setting)
+def curve_figures(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
+    """Yield the title and the drawing of every Pareto curve that was measured."""
+    finished = [job for job in jobs if job.finished]
+    for (name, split), relative in CURVES:
+        drawn = curves(finished, (name, split), relative=relative)
+        spelt = name.removesuffix("_spliced").replace("_", " ")
+        of = f" / {REFERENCE}'s" if relative else ""
+        title = f"{TITLES[split]} {spelt}{of} against l0"
+        svg = curve_figure(
+            drawn, styles=styles(ordered((curve.arm for curve in drawn), SAES)),
+            key=f"curve-{name}-{split}-{relative}", title=title,
+            x_label=f"l0 on {split} (active latents per token)", y_label=f"{spelt}{of}",
+            reference=1.0 if relative else None,
+        )  # fmt: skip
+        if svg:
+            yield title, svg
 
 
-def _short(value: str) -> str:
-    if len(value) <= 8:
-        return value
-    try:
-        return f"{float(value):.4g}"
-    except ValueError:
-        return value
+def setting_figures(settings: Sequence[Setting]) -> Iterator[tuple[str, str]]:
+    """Yield the title and the drawing of every plot of settings with their Pareto front."""
+    for x, y in PLOTS:
+        points: dict[str, list[tuple[float, float]]] = {}
+        for setting in settings:
+            for job in setting.jobs:
+                at_x, at_y = job.value(x), job.value(y)
+                if at_x is not None and at_y is not None:
+                    points.setdefault(setting.name, []).append((at_x, at_y))
+        labels = [f"{TITLES[split]} {name.removesuffix('_spliced')}" for name, split in (x, y)]
+        svg = pareto_figure(points, x_label=labels[0], y_label=labels[1])
+        if svg:
+            yield f"settings: {labels[1]} against {labels[0]}", svg
 
 
-def _sortable(value: str) -> tuple[float, str]:
-    try:
-        return float(value), value
-    except ValueError:
-        return float("inf"), value
-
-
-def _words(job: Job) -> str:
-    return " ".join(f"{k}={v}" for k, v in job.overrides.items()) or job.folder.name
+def _overrides(job: Job, jobs: Sequence[Job]) -> dict[str, str]:
+    return {name: job.overrides.get(name, "") for other in jobs for name in other.overrides}
 
 
 def _reason(job: Job) -> str:
@@ -187,61 +190,9 @@ def _spell_mean(setting: Setting, column: Column) -> str:
     return spell(mean) if half is None else f"{spell(mean)} ±{half:.2g}"
 
 
-def _write_csv(path: Path, jobs: Sequence[Job], columns: Sequence[Column]) -> None:
-    names = list(dict.fromkeys(name for job in jobs for name in job.overrides))
-    titles = [f"{column.split}/{column.name}" for column in columns]
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, "status", "seconds", *titles, "folder", "error"])
-        for job in jobs:
-            values = [job.values[column.name, column.split] for column in columns]
-            numbers = ["" if value is None else value for value in values]
-            outcome = job.outcome
-            writer.writerow(
-                [job.overrides.get(name, "") for name in names]
-                + [outcome["status"], outcome["seconds"], *numbers, job.folder.name]
-                + [outcome["error"] or ""]
-            )
-
-
-def _write_page(
-    path: Path,
-    settings: Sequence[Setting],
-    jobs: Sequence[Job],
-    columns: Sequence[Column],
-    num_jobs: int,
-) -> None:
-    words = [{f"{k}={v}" for k, v in _overrides(job.outcome).items()} for job in jobs]
-    common = sorted(set.intersection(*words)) if len(jobs) > 1 else []
-    page = (
-        page_environment()
-        .get_template("sweep.html.jinja")
-        .render(
-            title=path.parent.name,
-            columns=[f"{TITLES[column.split]} {column.title}" for column in columns],
-            common=common,
-            total=num_jobs,
-            rows=[(s.name, len(s.jobs), [_spell_mean(s, c) for c in columns]) for s in settings],
-            figures=[Markup(svg) for svg in _figures(settings)],
-            finished=sum(job.finished for job in jobs),
-            jobs=[(_words(j), j.outcome, j.folder.name, _reason(j)) for j in jobs],
-        )
-    )
-    write_text(path, page)
-
-
-def _figures(settings: Sequence[Setting]) -> Iterator[str]:
-    for x, y in PLOTS:
-        points: dict[str, list[tuple[float, float]]] = {}
-        for setting in settings:
-            for job in setting.jobs:
-                at_x, at_y = job.values[x], job.values[y]
-                if at_x is not None and at_y is not None:
-                    points.setdefault(setting.name, []).append((at_x, at_y))
-        figure = pareto_figure(
-            points,
-            x_label=f"{TITLES[x[1]]} {x[0].removesuffix('_spliced')}",
-            y_label=f"{TITLES[y[1]]} {y[0].removesuffix('_spliced')}",
-        )
-        if figure:
-            yield figure
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)  # None is written as nothing

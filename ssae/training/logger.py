@@ -2,39 +2,50 @@
 
 import contextlib
 import copy
+import functools
 import logging
 import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from ssae.artifact.store import describe
 from ssae.process.ranks import rank
 
-if TYPE_CHECKING:
-    from ssae.study import Study
-
 log = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
 AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 """What an agent of a W&B sweep tells its process: of the run that reports its result."""
+MOST_TAG = 64
+"""Characters that W&B takes in a tag."""
+
+
+class Logging(Protocol):
+    """What a logger needs of a study."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def logger(self) -> functools.partial[Any] | None: ...  # noqa: D102
+    @property
+    def run_dir(self) -> Path: ...  # noqa: D102
 
 
 def make_logger(
-    study: "Study", name: str, config: Mapping[str, Any], id_folder: Path | None = None
+    study: Logging, name: str, config: Mapping[str, Any], id_folder: Path | None = None
 ) -> Logger | None:
-    """Return the logger of an arm's training or of the evaluation; None with logger=none.
+    """Return the logger of an arm's training, the evaluation or a report; None with logger=none.
 
     W&B that cannot be reached, or refuses, is done without: the run is logged offline.
 
     Args:
-        study: whose `logger` it is.
-        name: of the run.
+        study: whose `logger` it is; its name becomes a tag of the W&B run.
+        name: of the run; also its type, by which W&B filters and groups.
         config: what decides the run's result, as `describe` takes it.
         id_folder: remembers the id of the W&B run, for who continues it; None: the one run of a
             process that reports to the agent of a W&B sweep.
@@ -47,6 +58,8 @@ def make_logger(
     Path(options["save_dir"]).mkdir(parents=True, exist_ok=True)  # W&B would write to /tmp
     if rank() > 0:
         return study.logger(**options)  # which makes no run
+    own = {"job_type": name, "tags": [study.name[:MOST_TAG]]}
+    options |= {k: v for k, v in own.items() if k not in study.logger.keywords}
     if id_folder is not None:
         options["id"] = _run_id(id_folder)
     attached = id_folder is None
@@ -63,7 +76,7 @@ def make_logger(
 
 def log_metrics(logger: Logger, metrics: Mapping[str, Any], step: int | None = None) -> None:
     """Log numbers, or say that they could not be: training does not end for want of a curve."""
-    with _forgiving(logger):
+    with forgiving(logger):
         logger.log_metrics(dict(metrics), step)
 
 
@@ -75,14 +88,15 @@ def finish(logger: Logger | None, *, interrupted: bool = False) -> None:
         interrupted: W&B shows that the run is going to continue.
     """
     if isinstance(logger, WandbLogger) and rank() == 0:
-        with _forgiving(logger):
+        with forgiving(logger):
             if interrupted:
                 logger.experiment.mark_preempting()
             logger.experiment.finish(exit_code=int(interrupted))
 
 
 @contextlib.contextmanager
-def _forgiving(logger: Logger) -> Iterator[None]:
+def forgiving(logger: Logger) -> Iterator[None]:
+    """Say what W&B did not take instead of ending what is logged; errors of others pass."""
     try:
         yield
     except Exception as error:

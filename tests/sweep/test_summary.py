@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from ssae.sweep.summary import read_jobs, settings_of, summarise
+from ssae.sweep.jobs import read_jobs, settings_of
+from ssae.sweep.summary import summarise
 
 
 def job(folder: Path, number: int, fvu: float | None, *overrides: str, **outcome: object) -> None:

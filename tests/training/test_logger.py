@@ -1,9 +1,11 @@
 """W&B: one run however often it is interrupted, and training that does not depend on a service."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -82,6 +84,10 @@ def test_offline_pieces_are_one_run_when_they_are_uploaded(train_command, start,
         )  # fmt: skip
     [run] = service.runs.values()
     assert steps(run["history"]) == numbers
+    [artifact] = service.artifacts  # of the piece that reached the end
+    assert artifact["artifactTypeName"] == "sae"
+    [trained] = tmp_path.glob("artifacts/train/*/sae.safetensors")
+    assert service.files["sae.safetensors"] == trained.read_bytes()
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
 
@@ -134,17 +140,8 @@ def test_the_run_of_an_agent_of_a_sweep_is_the_evaluation(monkeypatch, tmp_path)
     monkeypatch.setenv("WANDB_RUN_ID", "agents-run")
     monkeypatch.setenv("WANDB_SWEEP_ID", "the-sweep")
 
-    class Study:
-        run_dir = tmp_path
-
-        @staticmethod
-        def make(**options):
-            return WandbLogger(project="ssae", **options)
-
-    import functools
-
-    study = Study()
-    study.logger = functools.partial(WandbLogger, project="ssae", offline=True)
+    make = functools.partial(WandbLogger, project="ssae", offline=True)
+    study = types.SimpleNamespace(name="tiny", logger=make, run_dir=tmp_path)
     seen = {}
     for name, folder in (("specialist", tmp_path / "id"), ("evaluate", None)):
         made = logger.make_logger(study, name, {"seed": 0}, folder)

@@ -13,13 +13,18 @@ from wandb.proto import wandb_internal_pb2
 
 
 class Service(http.server.ThreadingHTTPServer):
-    """Keeps the runs that are sent to it: `runs[id]` has config, group, history."""
+    """Keeps the runs that are sent to it: `runs[id]` has config, group, history.
+
+    Of artifacts, what they are made of: `artifacts`, and `files[name]`.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, dict[str, Any]] = {}
+        self.artifacts: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
         self.keys: set[str] = set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -57,12 +62,33 @@ class Service(http.server.ThreadingHTTPServer):
             bucket = self.bucket(name) if name in self.runs else None
             return {"model": {"id": "p", "name": "ssae", "entity": {"id": "e", "name": "someone"},
                               "bucket": bucket}}  # fmt: skip
+        if "mutation CreateArtifactManifest" in query:
+            named = {"id": "m", "file": {"id": "f", "name": "m", "displayName": "m",
+                     "uploadUrl": f"{self.url}/upload", "uploadHeaders": []}}  # fmt: skip
+            return {"createArtifactManifest": {"artifactManifest": named}}
+        if "mutation CreateArtifactFiles" in query:
+            asked = variables["input"]["artifactFiles"]
+            edges = [
+                {"node": {"id": "f", "name": f["name"], "displayName": f["name"],
+                          "uploadUrl": f"{self.url}/files/{f['name']}", "uploadHeaders": [],
+                          "storagePath": None, "uploadMultipartUrls": None,
+                          "artifact": {"id": "a"}}}
+                for f in asked
+            ]  # fmt: skip
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if "mutation CreateArtifact" in query:
+            self.artifacts.append(variables["input"])
+            made = {"id": "a", "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": made}}
+        if "mutation CommitArtifact" in query:
+            return {"commitArtifact": {"artifact": {"id": "a", "digest": "d"}}}
         if "mutation CreateRunFiles" in query:
             files = [{"name": f, "uploadUrl": f"{self.url}/upload"} for f in variables["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
         user = {"id": "u", "entity": "someone", "username": "someone", "email": "", "flags": "{}",
                 "teams": {"edges": []}}  # fmt: skip
-        return {"viewer": user, "serverInfo": {"features": []}, "entity": {"organization": None}}
+        found = {"viewer": user, "serverInfo": {"features": []}, "entity": {"organization": None}}
+        return found | {"project": None}  # asked for the type of an artifact: there is none
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -88,6 +114,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if chunk:
                 del run["history"][chunk["offset"] :]
                 run["history"] += map(json.loads, chunk["content"])
+        elif self.path.startswith("/files/"):
+            self.server.files[self.path.removeprefix("/files/")] = body
         content = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

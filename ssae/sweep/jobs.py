@@ -1,0 +1,188 @@
+"""The jobs that runs and sweeps left in folders: their overrides and every number they measured."""
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from ssae.report.table import Metric, number
+from ssae.sweep.outcome import FILE, metrics, read
+
+Key = tuple[str, str]
+"""A metric's name and the split it was measured on."""
+FOLDER = "folder"
+"""Stands among the overrides where jobs of several folders cannot be told apart otherwise."""
+
+
+class Job(NamedTuple):
+    """One job of a sweep, or one run."""
+
+    folder: Path
+    outcome: dict[str, Any]
+    overrides: dict[str, str]
+    """Its verb and overrides, those that not all jobs have in common."""
+    numbers: dict[tuple[str, str, str], float]
+    """Of every arm over all bands, by (metric, split, arm)."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it did its work."""
+        return self.outcome["status"] == "finished"
+
+    @property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """The overrides but the seed, by which jobs are averaged."""
+        return tuple((k, v) for k, v in self.overrides.items() if k != "seed")
+
+    @property
+    def words(self) -> str:
+        """The overrides as they were typed."""
+        return " ".join(f"{k}={v}" for k, v in self.overrides.items()) or self.folder.name
+
+    def value(self, key: Key, arm: str | None = None) -> float | None:
+        """Return a number of an arm, the job's own if not given; None if it was not measured."""
+        return self.numbers.get((*key, self.outcome["arm"] if arm is None else arm))
+
+
+class Setting(NamedTuple):
+    """The jobs that differ in their seed only."""
+
+    name: str
+    jobs: list[Job]
+
+    def mean(self, key: Key) -> tuple[float | None, float | None]:
+        """Return a metric's mean over the seeds and half of its 95 % interval (Student's t)."""
+        values = [job.value(key) for job in self.jobs]
+        numbers = np.array([value for value in values if value is not None])
+        if len(numbers) == 0:
+            return None, None
+        if len(numbers) == 1:
+            return float(numbers[0]), None
+        error = numbers.std(ddof=1) / np.sqrt(len(numbers))
+        return float(numbers.mean()), float(stats.t.ppf(0.975, len(numbers) - 1) * error)
+
+
+def read_jobs(*folders: Path) -> list[Job]:
+    """Return the jobs in some folders, by their overrides.
+
+    Args:
+        folders: of a sweep, of one run or job, or of several of them (runs/docstrings).
+    """
+    paths = dict.fromkeys(path for folder in folders for path in _job_folders(folder))
+    found = [(path, outcome) for path in paths if "overrides" in (outcome := _outcome(path))]
+    words = _told_apart([path for path, _ in found], [_all_words(outcome) for _, outcome in found])
+    common = {key for one in words for key in one if len({w.get(key) for w in words}) == 1}
+    jobs = []
+    for (path, outcome), own in zip(found, words, strict=True):
+        varying = {key: value for key, value in own.items() if key not in common or len(words) == 1}
+        jobs.append(Job(path, outcome, varying, _numbers(metrics(path))))
+    return sorted(jobs, key=lambda job: [sortable(value) for value in job.overrides.values()])
+
+
+def settings_of(jobs: Sequence[Job]) -> list[Setting]:
+    """Return the jobs by setting, in the order of their first jobs."""
+    settings: dict[tuple[tuple[str, str], ...], list[Job]] = {}
+    for job in jobs:
+        settings.setdefault(job.setting, []).append(job)
+    names = spell_settings(list(settings))
+    return [Setting(name, members) for name, members in zip(names, settings.values(), strict=True)]
+
+
+def common_words(jobs: Sequence[Job]) -> list[str]:
+    """Return the verb and overrides that all of several jobs have."""
+    words = [{f"{k}={v}" for k, v in _all_words(job.outcome).items()} for job in jobs]
+    return sorted(set.intersection(*words)) if len(jobs) > 1 else []
+
+
+def spell_settings(settings: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
+    """Return settings as they are read, "tilt=5 lr=0.001"; in full where that says no difference.
+
+    >>> spell_settings([(("objective.tilt", "0"),), (("objective.tilt", "5"),)])
+    ['tilt=0', 'tilt=5']
+    """
+    short = [tuple((key.rsplit(".", 1)[-1], _short(value)) for key, value in s) for s in settings]
+    chosen = [s if short.count(s) == 1 else full for s, full in zip(short, settings, strict=True)]
+    return [" ".join(f"{key}={value}" for key, value in setting) for setting in chosen]
+
+
+def sortable(value: str) -> tuple[float, str]:
+    """Return what sorts numbers by their size and before all other texts."""
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value
+
+
+def _job_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders at and below this one that a job or a measuring run left."""
+    if (folder / FILE).exists() or (folder / ".hydra").is_dir():
+        if (folder / FILE).exists() or (folder / "metrics.json").exists():
+            yield folder
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _job_folders(Path(entry.path))
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """Return a job's outcome, of a run that is no sweep's what Hydra noted of it."""
+    if (folder / FILE).exists():
+        return read(folder)
+    known = {
+        name: yaml.safe_load((folder / ".hydra" / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("config", "overrides")
+    }
+    return {
+        "status": "finished",
+        "verb": known["config"]["verb"],
+        "overrides": [word for word in known["overrides"] if not word.startswith("verb=")],
+        "arm": known["config"].get("arm"),
+        "seconds": None,
+        "error": None,
+        "host": None,
+        "job": None,
+    }
+
+
+def _told_apart(paths: Sequence[Path], words: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Add the folder to the overrides where the same ones came from several folders.
+
+    They are not seeds of one setting: something else differs, which no override says.
+    """
+    counts = collections.Counter(tuple(sorted(one.items())) for one in words)
+    if all(count == 1 for count in counts.values()):
+        return list(words)
+    names = [path.parent if (path / FILE).exists() else path for path in paths]
+    short = len({name.name for name in names}) == len(set(names))
+    return [
+        {FOLDER: name.name if short else str(name), **one}
+        for name, one in zip(names, words, strict=True)
+    ]
+
+
+def _all_words(outcome: dict[str, Any]) -> dict[str, str]:
+    words = (word.partition("=") for word in outcome["overrides"])
+    return {"verb": outcome["verb"], **{key: value for key, _, value in words}}
+
+
+def _numbers(rows: Sequence[Metric]) -> dict[tuple[str, str, str], float]:
+    found: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        value = number(row)
+        if row["band"] == "all" and row["sae"] is not None and value is not None:
+            found.setdefault((row["name"], row["split"], row["sae"]), value)  # the first, as `find`
+    return found
+
+
+def _short(value: str) -> str:
+    if len(value) <= 8:
+        return value
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
