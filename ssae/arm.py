@@ -49,6 +49,12 @@ class Arm:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name, wanted in (("retriever", Retriever), ("objective", Objective)):
+            if not isinstance(getattr(self, name), wanted):
+                raise ValueError(
+                    f"the {name} of an arm must be one, got {getattr(self, name)!r}; null takes an "
+                    "arm out: arms.<arm>=null (the control's retriever is compare.random)"
+                )
         if self.budget_tokens < 1:
             raise ValueError(
                 f"budget_tokens must be at least 1, got {self.budget_tokens}; set budget_tokens of "

@@ -100,6 +100,8 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ("training.decay_share=2", "decay_share must lie in"),
         ("arm=nobody", "arm must be one of generalist, .*, got 'nobody'; set arm=generalist$"),
         ("specialist.lr=-1", "lr must be positive"),
+        ("specialist.general_share=1", r"general_share must lie in \[0, 1\), got 1; set spec"),
+        ("compare.random=null", "the retriever of an arm must be one, got None; .*compare.random"),
         ("language_model.dtype=int8", "dtype must be one of .*; set language_model.dtype=auto"),
         (
             "language_model.device=foo",
