@@ -22,7 +22,7 @@ usage: ssae <verb> [key=value ...]
 All verbs read one composed config; an override has one spelling everywhere:
   ssae run                                    the embedded study: no account, no GPU, no download
   ssae run experiment=files corpus.pool=pool.jsonl corpus.seeds=seeds.jsonl language_model.name=DIR
-  ssae train arm=specialist objective=term objective.tilt=5 sae.k=32
+  ssae train arm=specialist objective=term objective.tilt=-2 sae.k=32
   ssae run -m seed=0,1,2                      a sweep (hydra/launcher=joblib or slurm: in parallel)
   ssae run -m sae.k=8,16,32 seed=0,1,2        Pareto curves: its summary.html
   ssae report runs/docstrings/mine            the same again, nothing is trained

@@ -132,7 +132,7 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ("objective.tilt=inf", "tilt must be finite"),
         ("trainer.precision=foo", "Lightning refuses the options of trainer.*: .*foo"),
         ("trainer.strategy=foo", "Lightning refuses the options of trainer.*: .*foo"),
-        ("+trainer.gradient_clip_val=abc", "Lightning refuses the options of trainer.*: .*abc"),
+        ("trainer.gradient_clip_val=abc", "Lightning refuses the options of trainer.*: .*abc"),
         ("trainer.log_every_n_steps=0", "at least 1, got 0; set trainer.log_every_n_steps=25"),
         ("trainer.log_every_n_steps=x", "at least 1, got 'x'; set trainer.log_every_n_steps=25"),
         ("+training.optimizer.foo=1", "training.optimizer cannot be made: .*foo"),

@@ -14,7 +14,8 @@ and per prediction, banded by the predicted token:
     predictions                     1
 
 and the same prediction banded by the token on which it is made: ce_clean_current,
-ce_spliced_current, predictions_current.
+ce_spliced_current, predictions_current. Tokens on which a prediction is made are banded by what is
+predicted, too: residual_sq_predicted, deviation_sq_predicted, active_predicted, tokens_predicted.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,16 @@ def fvu(sums: Sums) -> np.ndarray:
 def l0(sums: Sums) -> np.ndarray:
     """Mean number of active latents per token: active / tokens."""
     return sums["active"] / sums["tokens"]
+
+
+def fvu_predicted(sums: Sums) -> np.ndarray:
+    """Value of fvu by the band of the token that is predicted from the activation."""
+    return sums["residual_sq_predicted"] / sums["deviation_sq_predicted"]
+
+
+def l0_predicted(sums: Sums) -> np.ndarray:
+    """Value of l0 by the band of the token that is predicted from the activation."""
+    return sums["active_predicted"] / sums["tokens_predicted"]
 
 
 def ce_clean(sums: Sums) -> np.ndarray:
@@ -86,7 +97,8 @@ def perplexity_zero(sums: Sums) -> np.ndarray:
 
 
 FORMULAS = (
-    fvu, l0, ce_clean, ce_spliced, ce_zero, delta_ce, delta_ce_current,
-    ce_recovered, perplexity_clean, perplexity_spliced, perplexity_ratio, perplexity_zero,
+    fvu, l0, fvu_predicted, l0_predicted, ce_clean, ce_spliced, ce_zero, delta_ce,
+    delta_ce_current, ce_recovered,
+    perplexity_clean, perplexity_spliced, perplexity_ratio, perplexity_zero,
 )  # fmt: skip
 """All of them, in the order of metrics.json."""

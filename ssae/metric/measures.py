@@ -50,6 +50,10 @@ class Texts(NamedTuple):
     """(num_predictions,) token types on which the predictions are made."""
     predicted_documents: Tensor
     """(num_predictions,)."""
+    rows: Tensor
+    """(num_rows,) rows of the tokens of text on which a prediction is made."""
+    following: Tensor
+    """(num_rows,) token types that are predicted from them."""
 
 
 class Measured(NamedTuple):
@@ -117,11 +121,17 @@ class Measures:
         bands, ranks = self.split.frequency
         here = texts.documents, bands[texts.ids]
         errors = (x - out.recon).square().sum(1).cpu()
-        deviations = (x - self.split.mean).square().sum(1)
+        deviations = (x - self.split.mean).square().sum(1).cpu()
         self.sums.update("residual_sq", errors, *here)
         self.sums.update("deviation_sq", deviations, *here)
-        self.sums.update("active", out.latents.num_active(), *here)
+        active = out.latents.num_active().cpu()
+        self.sums.update("active", active, *here)
         self.sums.update("tokens", torch.ones(len(x)), *here)
+        before = texts.documents[texts.rows], bands[texts.following]
+        self.sums.update("residual_sq_predicted", errors[texts.rows], *before)
+        self.sums.update("deviation_sq_predicted", deviations[texts.rows], *before)
+        self.sums.update("active_predicted", active[texts.rows], *before)
+        self.sums.update("tokens_predicted", torch.ones(len(texts.rows)), *before)
         there = texts.predicted_documents, bands[texts.predicted]
         ones = torch.ones(texts.ce.shape[1])
         self.sums.update("ce_clean", texts.ce[0], *there)

@@ -12,7 +12,15 @@ import numpy as np
 
 from ssae.metric.change import forgetting
 from ssae.metric.concept import RECALLED_AUROC, ConceptScores, concept_scores
-from ssae.metric.formulas import FORMULAS, delta_ce_current, fvu, l0, perplexity_spliced
+from ssae.metric.formulas import (
+    FORMULAS,
+    delta_ce_current,
+    fvu,
+    fvu_predicted,
+    l0,
+    l0_predicted,
+    perplexity_spliced,
+)
 from ssae.metric.frequency import BANDS
 from ssae.metric.measures import Measured
 from ssae.metric.sums import intervals, resample
@@ -20,7 +28,13 @@ from ssae.metric.tail import tail_error, tail_recall
 
 COMPARED = (fvu, perplexity_spliced)
 """Formulas whose difference to every other SAE gets an interval of its own."""
-COUNTED = {fvu: "tokens", l0: "tokens", delta_ce_current: "predictions_current"}
+COUNTED = {
+    fvu: "tokens",
+    l0: "tokens",
+    fvu_predicted: "tokens_predicted",
+    l0_predicted: "tokens_predicted",
+    delta_ce_current: "predictions_current",
+}
 """What the others divide by is predictions."""
 
 PAIRED = {"difference": np.subtract, "ratio": np.divide}

@@ -86,9 +86,12 @@ def measure_split(
             logits = lm.splice(copies, hookpoint, variants, attention_mask)
             ce = _cross_entropy(logits, ids)[:, predicted]
             flat = captured[0]
+            both = predicted & text[:, :-1]  # a separator predicts, but is not measured
+            places = (text.flatten().cumsum(0) - 1).view_as(text)
             texts = Texts(
                 ids[text], documents[text], ce,
                 ids[:, 1:][predicted], ids[:, :-1][predicted], documents[:, 1:][predicted],
+                places[:, :-1][both], ids[:, 1:][both],
             )  # fmt: skip
             for row, (key, out) in enumerate(outputs.items(), start=2):
                 measures[key].update(flat, out, texts, row)

@@ -12,6 +12,7 @@ QUANTITIES = (
     "residual_sq", "deviation_sq", "active", "tokens",
     "ce_clean", "ce_spliced", "ce_zero", "predictions",
     "ce_clean_current", "ce_spliced_current", "predictions_current",
+    "residual_sq_predicted", "deviation_sq_predicted", "active_predicted", "tokens_predicted",
 )  # fmt: skip
 
 

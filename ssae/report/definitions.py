@@ -37,6 +37,8 @@ METRICS = {
     "tail_error_ratio": "tail_error of one SAE over that of its reference.",
     "delta_ce_current": "delta_ce, in bands of the token that the SAE sees instead of the token "
     "that is predicted.",
+    "fvu_predicted": "fvu, in bands of the token that is predicted from the activation.",
+    "l0_predicted": "l0, likewise.",
     "forgetting": "fvu on general_test over that of the SAE it was fine-tuned from, minus 1. Lower "
     "is better; below 0 nothing was forgotten.",
     "concept_recall": "share of the labelled concepts whose best latent tells their documents from "

@@ -20,6 +20,9 @@ def brute_force(tokens: list[dict[str, float]], name: str) -> float:
     return {
         "fvu": sum(t["residual_sq"] for t in tokens) / sum(t["deviation_sq"] for t in tokens),
         "l0": sum(t["active"] for t in tokens) / num,
+        "fvu_predicted": sum(t["residual_sq_predicted"] for t in tokens)
+        / sum(t["deviation_sq_predicted"] for t in tokens),
+        "l0_predicted": sum(t["active_predicted"] for t in tokens) / num,
         "ce_clean": clean,
         "ce_spliced": spliced,
         "ce_zero": zero,
@@ -43,6 +46,9 @@ tokens = st.lists(
             "ce_clean": positive,
             "ce_spliced": positive,
             "ce_zero": st.floats(11, 15),
+            "residual_sq_predicted": positive,
+            "deviation_sq_predicted": positive,
+            "active_predicted": st.integers(0, 9),
             "ce_clean_current": positive,
             "ce_spliced_current": positive,
         }  # fmt: skip

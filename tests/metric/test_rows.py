@@ -28,7 +28,7 @@ def make_measured(seed: int, tail: TailTypes = TAIL) -> Measured:
     generator = np.random.default_rng(seed)
     sums = {name: generator.uniform(1, 2, (30, len(BANDS))) for name in QUANTITIES}
     sums["ce_zero"] += 5
-    for name in ("tokens", "predictions", "predictions_current"):
+    for name in ("tokens", "predictions", "predictions_current", "tokens_predicted"):
         sums[name] = np.full((30, len(BANDS)), 3.0)
     for values in sums.values():
         values[:, 0] = 0
