@@ -24,8 +24,8 @@ def documents_for(study: Study, arm_name: str) -> Artifact:
 
         general tokens = general_share / (1 - general_share) * retrieved tokens
 
-    Documents are whole and none is taken twice, so that the share is met up to a document or two.
-    Every rank calls it.
+    Documents are whole and none is taken twice: the share falls short by the random documents that
+    were retrieved, too, in a pool of which a tenth was retrieved by a tenth. Every rank calls it.
     """
     retrieved = retrieve_for(study, arm_name)
     share = study.arms[arm_name].general_share

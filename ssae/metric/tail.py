@@ -6,8 +6,9 @@
     tail_error    mean over tail types of the mean over their tokens of ||x - recon||^2
 
 Intervals come from resampled documents. In a resample C, n_v, fires_j and the errors are weighted
-by how often each document was drawn; threshold_j and the set of tail types stay what they are in
-the whole set, and a tail type that a resample does not contain is left out of it.
+by how often each document was drawn; threshold_j, the set of tail types and the latent j that finds
+a type best stay what they are in the whole set (the maximum over latents of every resample anew
+lies above that of the set), and a tail type that a resample does not contain is left out of it.
 """
 
 from typing import NamedTuple
@@ -24,8 +25,8 @@ from ssae.metric.represented import strong_firings
 
 MIN_COUNT = 5
 """Occurrences in the evaluation text below which nothing is said of a type."""
-CHUNK, PAIRS = 64, 2**16
-"""Resamples, and pairs (type, latent), at a time: what bounds the memory."""
+CHUNK = 64
+"""Resamples at a time: bounds the memory."""
 
 
 class TailTypes(NamedTuple):
@@ -154,21 +155,17 @@ def tail_recall(table: FiringTable, tail: TailTypes, vocab_size: int) -> np.ndar
     types, latents = np.divmod(keys, table.d_sae)
     both = _counts(pair, strong.document_ids[inside], (len(keys), num_documents))
     fires = _counts(strong.latents, strong.document_ids, (table.d_sae, num_documents))
-    own, latents = np.unique(latents, return_inverse=True)
-    fires = fires[own]
+    num_tokens = np.asarray(occurs.sum(1))[:, 0]
+    f1 = 2 * np.bincount(pair, minlength=len(keys)) / (num_tokens[types] + strong.fires[latents])
+    order = np.lexsort((-f1, types))  # the latent that finds a type best comes first
+    own, first = np.unique(types[order], return_index=True)
+    best = order[first]
+    both, fires = both[best], fires[latents[best]]
     found = []
     for weights in _chunks(tail.draws):
-        n, f = occurs @ weights, fires @ weights
-        # F1 >= 0.5 is 4 C >= n_v + fires_j, and n_v >= C, so 3 C >= fires_j. Of most pairs C is
-        # seen to be too small for that in all of these resamples: leaving them out is exact.
-        most, least = both @ weights.max(1), f.min(1)[latents]
-        near = np.flatnonzero((4 * most >= n.min(1)[types] + least) & (3 * most >= least))
+        n = occurs @ weights
         represented = np.zeros(n.shape, dtype=bool)
-        for start in range(0, len(near), PAIRS):
-            some = near[start : start + PAIRS]
-            hit = 4 * (both[some] @ weights) >= n[types[some]] + f[latents[some]]
-            own, starts = np.unique(types[some], return_index=True)
-            represented[own] |= np.logical_or.reduceat(hit, starts)
+        represented[own] = 4 * (both @ weights) >= n[own] + fires @ weights  # F1 >= 0.5
         found.append(_mean(represented, n > 0))
     return np.concatenate(found)
 

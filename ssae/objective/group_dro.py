@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ssae.activation.rows import Rows
+from ssae.metric.frequency import BANDS
 from ssae.objective.base import Losses, Memory
 from ssae.objective.groups import GroupObjective, Groups
 
@@ -16,8 +17,9 @@ class GroupDRO(GroupObjective):
 
         q_g <- q_g exp(step_size m_g) for the groups of the batch, then q <- q / sum q
 
-    from q_g proportional to N_g ** (1 - balance). The groups that a batch does not have keep their
-    weight and wait; those it has share all of the gradient, in proportion to q.
+    from q_g proportional to N_g ** (1 - balance), N_g the tokens of g in the arm's text. The groups
+    that a batch does not have keep their weight and wait; those it has share all of the gradient,
+    in proportion to q.
 
     Args:
         step_size: of the weights; 0 keeps the first ones.
@@ -41,15 +43,14 @@ class GroupDRO(GroupObjective):
                 "set objective.step_size=0.01"
             )
 
-    @property
-    def needs_counts(self) -> bool:
-        """Always: there is a weight for every group of the text."""
-        return True
-
     def memory(self, rows: Rows | None) -> Memory:
-        """Return sizes and log_q (num_keys,); -inf of groups that the text does not have."""
+        """Return what the groups need, and log_q of all groups; -inf of those without a token."""
         memory = super().memory(rows)
-        q = torch.where(memory.sizes > 0, memory.sizes ** (1 - self.balance), 0)
+        assert rows is not None
+        sizes = rows.document_counts() if self.level == "document" else rows.token_counts
+        if self.level == "frequency_band":
+            sizes = torch.bincount(memory.band, sizes.double(), minlength=len(BANDS))
+        q = torch.where(sizes > 0, sizes.double() ** (1 - self.balance), 0)
         memory.register_buffer("log_q", (q / q.sum()).log())
         return memory
 
@@ -60,6 +61,5 @@ class GroupDRO(GroupObjective):
         # Empty places add 0 to the weight of key 0.
         memory.log_q.index_add_(0, groups.keys, self.step_size * groups.means)
         memory.log_q.sub_(memory.log_q.logsumexp(0))
-        q = torch.where(groups.masses > 0, memory.log_q[groups.keys].exp(), 0)
-        q = q / q.sum()
+        q = torch.where(groups.masses > 0, memory.log_q[groups.keys], -torch.inf).softmax(0)
         return q, (q * groups.means).sum(), {"largest_group_weight": memory.log_q.amax().exp()}

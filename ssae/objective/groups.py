@@ -2,13 +2,14 @@
 
 Every objective here is, over the groups g of the global batch,
 
-    m_g = mean of the losses of g's tokens         mass_g = sum_{i in g} a_i / sum_i a_i
-    a_i = N_g(i) ** -balance                       N_g = tokens of g in all of the arm's text
+    m_g = mean of the losses of g's tokens         n_g = number of g's tokens in the batch
+    mass_g = n_g ** (1 - balance) / their sum      balance 0: every token the same, 1: every group
     gradient = sum_g q_g grad m_g                  q = weights from m and mass, which vary
 
-and a variant gives q. With N of the text instead of the batch, mass_g is on average proportional to
-N_g ** (1 - balance) whatever the size of the batch: balance 0 is the mean over tokens, 1 gives each
-group the same weight. At level=token every token is a group of its own, balanced by its type.
+and a variant gives q. At level=token every token is a group of its own, balanced by its type: its
+mass is n_type ** -balance. Types are counted in the batch, not in the text: weights by counts of
+the text would make a type of one token as heavy as one of ten thousand, and gradients that noisy
+(an effective sample of 13 % instead of 61 % at balance 1, 1024 tokens of docstrings).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ssae.activation.rows import Rows
-from ssae.metric.frequency import BANDS, frequency_of
+from ssae.metric.frequency import frequency_of
 from ssae.objective.base import Losses, Memory, Objective
 from ssae.process.ranks import all_gather, rank
 from ssae.settings import check_types
@@ -54,7 +55,8 @@ class GroupObjective(Objective):
     Args:
         level: what a group is: a token, a document, all tokens of a token_type (one id of the
             vocabulary), or those whose types lie in a frequency_band of the text, by decades.
-        balance: 0 lets every token count the same, 1 every group; what lies between is geometric.
+        balance: 0 lets every token of the batch count the same, 1 every group; what lies between
+            is geometric.
         weighed: total, or recon: the sparsity penalty keeps its plain mean.
 
     Raises:
@@ -71,23 +73,12 @@ class GroupObjective(Objective):
         check_choice("weighed", self.weighed, WEIGHED)
         check_share("balance", self.balance, 0)
 
-    @property
-    def needs_counts(self) -> bool:
-        """Whether the objective asks how often groups occur in the text."""
-        return self.balance > 0 or self.level == "frequency_band"
-
     def memory(self, rows: Rows | None) -> Memory:
-        """Return N of the keys, sizes (num_keys,) float64, where they are needed."""
-        if not self.needs_counts:
+        """Return band (vocab_size,) of every token type in the text, at level=frequency_band."""
+        if self.level != "frequency_band":
             return Memory({})
         assert rows is not None
-        counts = rows.document_counts() if self.level == "document" else rows.token_counts
-        kept = {}
-        if self.level == "frequency_band":
-            kept["band"] = frequency_of(rows.token_counts).bands
-            counts = torch.bincount(kept["band"], counts.double(), minlength=len(BANDS))
-        kept["sizes"] = counts.double()
-        return Memory(kept)
+        return Memory({"band": frequency_of(rows.token_counts).bands})
 
     def group_weights(
         self, groups: Groups, losses: Losses, memory: Memory
@@ -129,20 +120,17 @@ class GroupObjective(Objective):
         values, keys = own.double(), self._keys(own, losses, memory)
         gathered = all_gather(torch.stack([values, keys.double()], 1))
         values, keys = gathered[:, 0], gathered[:, 1].long()
-        size = len(values)
-        place = torch.arange(size, device=values.device)
-        if self.level != "token":
-            ordered, order = keys.sort(stable=True)
-            is_new = torch.zeros_like(ordered)
-            is_new[1:] = ordered[1:] != ordered[:-1]
-            place = torch.empty_like(order).scatter_(0, order, is_new.cumsum(0))
+        every = torch.arange(len(values), device=values.device)
+        place = every if self.level == "token" else _places(keys)
         zeros = torch.zeros_like(values)
         num_tokens = zeros.index_add(0, place, torch.ones_like(values))
         means = zeros.index_add(0, place, values) / num_tokens.clamp_min(1)
         group_keys = torch.zeros_like(keys).scatter_(0, place, keys)
         masses = num_tokens
         if self.balance > 0:
-            masses = num_tokens * memory.sizes[group_keys].clamp_min(1) ** -self.balance
+            kinds = _places(keys)
+            counts = zeros.index_add(0, kinds, torch.ones_like(values))
+            masses = zeros.index_add(0, place, counts[kinds] ** -self.balance)
         return Groups(place, num_tokens, means, masses / masses.sum(), group_keys)
 
     def _keys(self, own: Tensor, losses: Losses, memory: Memory) -> Tensor:
@@ -153,6 +141,14 @@ class GroupObjective(Objective):
             return losses.tokens.document_ids.long().to(own.device)
         types = losses.tokens.token_ids.long().to(own.device)
         return memory.band[types] if self.level == "frequency_band" else types
+
+
+def _places(keys: Tensor) -> Tensor:
+    """Return numbers (n,) that are equal where keys (n,) are: 0 for the smallest key, and so on."""
+    ordered, order = keys.sort(stable=True)
+    is_new = torch.zeros_like(ordered)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(order).scatter_(0, order, is_new.cumsum(0))
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -73,7 +73,9 @@ class TERM(GroupObjective):
 
         z <- log( (1 - rho) exp(z) + rho exp(z of the batch) ),   from the first batch's
 
-    whose weights are unbiased at fixed parameters, and sum to 1 on average only.
+    whose weights are unbiased at fixed parameters, and sum to 1 on average only. Their sum in a
+    batch is logged as mean_weight: where losses fall faster than z forgets it vanishes, and the
+    gradient with it, which is said, too.
 
     Args:
         tilt: finite; positive weighs large losses up, negative down, 0 is ERM. 1e9 is the maximum.
@@ -97,7 +99,8 @@ class TERM(GroupObjective):
         super().__post_init__()
         if not math.isfinite(self.tilt):
             raise ValueError(
-                f"tilt must be finite, got {self.tilt}; set objective.tilt=1e9 for the maximum"
+                f"tilt must be finite, got {self.tilt}; set objective.tilt=5, or 1e9 for the "
+                "maximum"
             )
         check_choice("unit", self.unit, UNITS)
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -110,7 +113,7 @@ class TERM(GroupObjective):
             )
 
     def memory(self, rows: Rows | None) -> Memory:
-        """Return sizes (num_keys,) where they are needed, and z () of a running normaliser."""
+        """Return what the groups need, and z () of a running normaliser."""
         memory = super().memory(rows)
         if self.rho < 1:
             memory.register_buffer("z", torch.tensor(math.nan, dtype=torch.float64))
@@ -139,12 +142,13 @@ class TERM(GroupObjective):
         deviations = torch.where(groups.masses > 0, groups.means - mean, 0)
         nearly = mean + tilt / 2 * (groups.masses * deviations.square()).sum()
         risk = torch.where(abs(tilt) * deviations.abs().amax() < SMALL, nearly, risk)
-        logged = {} if self.schedule == "constant" else {"tilt": risk.new_tensor(tilt)}
+        logged = {} if self.schedule == "constant" else {"tilt": risk.new_full((), tilt)}
         if self.rho == 1:
             return raw / raw.sum(), risk, logged
         running = torch.logaddexp(math.log1p(-self.rho) + memory.z, math.log(self.rho) + z)
         memory.z.copy_(torch.where(memory.z.isnan(), z, running))
-        return groups.masses * torch.exp(exponents - memory.z), risk, logged
+        q = groups.masses * torch.exp(exponents - memory.z)
+        return q, risk, {"mean_weight": q.sum()}
 
 
 def _check(losses: Tensor, tilt: float) -> None:

@@ -1,4 +1,4 @@
-"""Says once that an objective's weights have come to rest on a few tokens."""
+"""Says once that an objective's weights have come to rest on a few tokens, or vanished."""
 
 import logging
 from collections.abc import Mapping
@@ -6,13 +6,16 @@ from collections.abc import Mapping
 log = logging.getLogger(__name__)
 
 FEW = 0.01
-"""Effective share of the batch's tokens."""
+"""Of the batch's tokens, and of the weight they should have."""
 PATIENCE = 10
 """Logs one after the other."""
 
 
 class NarrowWeights:
-    """Watches effective_sample_size: under FEW, gradients are those of a handful of tokens."""
+    """Watches effective_sample_size and mean_weight (objective/term.py) of what is logged.
+
+    Under FEW, gradients are those of a handful of tokens, or of none.
+    """
 
     def __init__(self) -> None:
         self._num_logs = 0
@@ -21,9 +24,16 @@ class NarrowWeights:
         """Look at what was logged; warn at the PATIENCE-th narrow one in a row, and never again."""
         if self._num_logs >= PATIENCE:
             return
-        share = row.get("effective_sample_size", 1.0)
-        self._num_logs = self._num_logs + 1 if share < FEW else 0
-        if self._num_logs == PATIENCE:
+        share, mean = row.get("effective_sample_size", 1.0), row.get("mean_weight", 1.0)
+        is_fine = share >= FEW and mean >= FEW  # not where weights are so small that it is nan
+        self._num_logs = 0 if is_fine else self._num_logs + 1
+        if self._num_logs == PATIENCE and not mean >= FEW:
+            log.warning(
+                "the objective's weights have long summed to %.2g of what they should: losses fall "
+                "faster than its normaliser forgets; set objective.rho=1",
+                mean,
+            )
+        elif self._num_logs == PATIENCE:
             log.warning(
                 "the objective's weights have long been on %.2g %% of the tokens (effective sample "
                 "size; the largest weight is %.2g of all): set a smaller objective.tilt or "

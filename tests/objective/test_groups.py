@@ -20,12 +20,14 @@ GROUPED = [level for level in LEVELS if level != "token"]
 
 def keys_of(losses: Losses, level: str, text) -> torch.Tensor:
     assert losses.tokens is not None
-    return {
+    found = {
         "token": torch.arange(len(losses.errors)),
         "document": losses.tokens.document_ids,
         "token_type": losses.tokens.token_ids,
-        "frequency_band": frequency_of(text.token_counts).bands[losses.tokens.token_ids],
-    }[level]
+    }.get(level)
+    if found is None:
+        found = frequency_of(text.token_counts).bands[losses.tokens.token_ids]
+    return found
 
 
 def definition(values: torch.Tensor, losses: Losses, level: str, balance: float, tilt: float, text):
@@ -36,10 +38,10 @@ def definition(values: torch.Tensor, losses: Losses, level: str, balance: float,
     for key in keys.unique():
         own = (keys == key).nonzero()[:, 0]
         size = len(own)
-        in_text = size  # the text's counts are the batch's
+        of_type = size
         if level == "token":
-            in_text = int((losses.tokens.token_ids == losses.tokens.token_ids[own[0]]).sum())
-        mass = size * in_text**-balance
+            of_type = int((losses.tokens.token_ids == losses.tokens.token_ids[own[0]]).sum())
+        mass = size * of_type**-balance
         total += mass
         parts.append((mass, values[own].mean()))
     if tilt == 0:
@@ -139,23 +141,19 @@ def test_extreme_tilts_are_the_extreme_group(apply, batch, text, level, tilt, pi
     assert found.gradient.sum().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("level", ["document", "token_type"])
-def test_batches_of_any_size_weigh_groups_alike_up_to_their_normaliser(apply, level):
-    """They are balanced by the text, not by what happens to be in the batch."""
-    everything = draw_batch(240, seed=3)._replace(penalties=None)
-    text = text_of(everything)
-    objective = TERM(tilt=0, level=level, balance=1)
-    whole = apply(objective, everything, rows=text).gradient
-    unnormalised = torch.zeros(240, dtype=torch.float64)
-    order = torch.randperm(240, generator=torch.Generator().manual_seed(0))
-    for rows in order.split(30):
-        tokens = type(everything.tokens)(*(column[rows] for column in everything.tokens))
-        part = Losses(everything.errors[rows], None, tokens)
-        found = apply(objective, part, rows=text)
-        keys = tokens.document_ids if level == "document" else tokens.token_ids
-        counts = text.document_counts() if level == "document" else text.token_counts
-        unnormalised[rows] = found.gradient * (1 / counts[keys.long()].double()).sum()
-    torch.testing.assert_close(unnormalised / unnormalised.sum(), whole, rtol=1e-9, atol=1e-15)
+@pytest.mark.parametrize("level", ["token", "document", "token_type"])
+def test_groups_are_counted_in_the_batch_not_in_the_text(apply, batch, level):
+    objective = TERM(tilt=1.0, level=level, balance=1)
+    found = apply(objective, batch).gradient  # without any text
+    keys = keys_of(batch, "token_type" if level == "token" else level, None)
+    weights = [float(found[keys == key].sum()) for key in keys.unique()]
+    if level == "token":  # every type has the same share before the tilt
+        flat = apply(TERM(tilt=0, level=level, balance=1), batch).gradient
+        weights = [float(flat[keys == key].sum()) for key in keys.unique()]
+        assert weights == pytest.approx([1 / len(weights)] * len(weights))
+    else:
+        means = torch.stack([batch.totals[keys == key].mean() for key in keys.unique()])
+        assert weights == pytest.approx(means.softmax(0).tolist())
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -89,3 +89,14 @@ def test_group_dro_moves_its_weight_to_the_group_that_stays_bad(apply):
     assert shares == sorted(shares)
     assert shares[0] < 0.4
     assert shares[-1] > 0.95
+
+
+def test_group_dro_of_groups_whose_weight_underflows_still_weighs_them(apply):
+    first, second = draw_batch(20), draw_batch(20, seed=1)
+    first = first._replace(tokens=first.tokens._replace(token_ids=torch.zeros(20).int()))
+    second = second._replace(tokens=second.tokens._replace(token_ids=torch.ones(20).int()))
+    objective = GroupDRO(step_size=1e4, level="token_type")
+    memory = objective.memory(text_of(draw_batch(400, seed=9)))
+    apply(objective, first, memory=memory)
+    found = apply(objective, second, memory=memory)
+    assert found.gradient.sum().item() == pytest.approx(1)

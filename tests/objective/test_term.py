@@ -153,7 +153,7 @@ def test_the_effective_sample_size_is_that_of_the_weights(apply, tilt):
 
 @pytest.mark.parametrize("tilt", [math.nan, math.inf, -math.inf])
 def test_a_tilt_that_is_not_finite_is_refused(tilt):
-    with pytest.raises(ValueError, match=r"tilt must be finite.*objective\.tilt=1e9"):
+    with pytest.raises(ValueError, match=r"tilt must be finite.*objective\.tilt=5, or 1e9"):
         TERM(tilt=tilt)
 
 
@@ -221,6 +221,18 @@ def test_the_running_normaliser_is_unbiased_where_that_of_small_batches_is_not(a
         errors[rho] = ((total - exact).norm() / exact.norm()).item()
     assert errors[0.002] < 0.2
     assert errors[1.0] > 2 * errors[0.002]
+
+
+def test_weights_that_vanish_under_a_running_normaliser_are_logged(apply):
+    """Losses fall faster than z forgets."""
+    term = TERM(tilt=50.0, rho=0.01)
+    memory = term.memory(None)
+    apply(term, 100 * torch.ones(4, dtype=torch.float64), memory=memory)
+    found = apply(term, torch.ones(4, dtype=torch.float64), memory=memory)
+    assert found.gradient.tolist() == [0] * 4
+    assert found.logged["mean_weight"].item() < 1e-100
+    fresh = apply(term, torch.ones(4, dtype=torch.float64))
+    assert fresh.logged["mean_weight"].item() == pytest.approx(1)
 
 
 def test_a_running_normaliser_survives_a_sudden_loss_at_the_largest_tilt(apply):

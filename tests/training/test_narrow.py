@@ -24,3 +24,13 @@ def test_weights_that_stay_on_a_few_tokens_are_said_once(caplog):
 def test_weights_that_widen_in_between_are_not_said(caplog):
     assert watch(caplog, ([FEW / 2] * (PATIENCE - 1) + [0.5]) * 3) == 0
     assert watch(caplog, [None, 0.2] * PATIENCE) == 0
+
+
+def test_weights_that_vanish_are_said_too(caplog):
+    narrow = NarrowWeights()
+    row = {"effective_sample_size": float("nan"), "mean_weight": 0.0, "largest_weight": 0.0}
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2 * PATIENCE):
+            narrow.watch(row)
+    [record] = caplog.records
+    assert "objective.rho=1" in record.getMessage()
