@@ -15,6 +15,8 @@ from ssae.sweep.outcome import FILE, metrics, read
 
 Key = tuple[str, str]
 """A metric's name and the split it was measured on."""
+ELSEWHERE = ("logger", "run_dir", "runs", "artifacts", "hydra")
+"""Overrides that say where results go, not what they are of."""
 FOLDER = "folder"
 """Stands among the overrides where jobs of several folders cannot be told apart otherwise."""
 
@@ -74,13 +76,14 @@ def read_jobs(*folders: Path) -> list[Job]:
         folders: of a sweep, of one run or job, or of several of them (runs/docstrings).
     """
     paths = dict.fromkeys(path for folder in folders for path in _job_folders(folder))
-    found = [(path, outcome) for path in paths if "overrides" in (outcome := _outcome(path))]
-    words = _told_apart([path for path, _ in found], [_all_words(outcome) for _, outcome in found])
+    found = [_read(path) for path in paths if "overrides" in _outcome(path)]
+    found = _without_repeats(found)
+    words = _told_apart([job.folder for job in found], [job.overrides for job in found])
     common = {key for one in words for key in one if len({w.get(key) for w in words}) == 1}
     jobs = []
-    for (path, outcome), own in zip(found, words, strict=True):
+    for job, own in zip(found, words, strict=True):
         varying = {key: value for key, value in own.items() if key not in common or len(words) == 1}
-        jobs.append(Job(path, outcome, varying, _numbers(metrics(path))))
+        jobs.append(job._replace(overrides=varying))
     return sorted(jobs, key=lambda job: [sortable(value) for value in job.overrides.values()])
 
 
@@ -95,7 +98,7 @@ def settings_of(jobs: Sequence[Job]) -> list[Setting]:
 
 def common_words(jobs: Sequence[Job]) -> list[str]:
     """Return the verb and overrides that all of several jobs have."""
-    words = [{f"{k}={v}" for k, v in _all_words(job.outcome).items()} for job in jobs]
+    words = [{f"{k}={v}" for k, v in _read(job.folder).overrides.items()} for job in jobs]
     return sorted(set.intersection(*words)) if len(jobs) > 1 else []
 
 
@@ -105,7 +108,7 @@ def spell_settings(settings: Sequence[tuple[tuple[str, str], ...]]) -> list[str]
     >>> spell_settings([(("objective.tilt", "0"),), (("objective.tilt", "5"),)])
     ['tilt=0', 'tilt=5']
     """
-    short = [tuple((key.rsplit(".", 1)[-1], _short(value)) for key, value in s) for s in settings]
+    short = [_shortened(setting) for setting in settings]
     chosen = [s if short.count(s) == 1 else full for s, full in zip(short, settings, strict=True)]
     return [" ".join(f"{key}={value}" for key, value in setting) for setting in chosen]
 
@@ -165,9 +168,43 @@ def _told_apart(paths: Sequence[Path], words: Sequence[dict[str, str]]) -> list[
     ]
 
 
-def _all_words(outcome: dict[str, Any]) -> dict[str, str]:
+def _read(folder: Path) -> Job:
+    """Return a job with all of its overrides, as its composed config spells their values.
+
+    Its seed is among them, given or not; where it logged is not: that is no setting.
+    """
+    outcome, path = _outcome(folder), folder / ".hydra" / "config.yaml"
     words = (word.partition("=") for word in outcome["overrides"])
-    return {"verb": outcome["verb"], **{key: value for key, _, value in words}}
+    given = {key: value for key, _, value in words if key.split(".")[0] not in ELSEWHERE}
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    spelt = {"verb": outcome["verb"]}
+    if "seed" in config:
+        spelt["seed"] = str(config["seed"])
+    for key, value in given.items():
+        composed: Any = config
+        for part in key.lstrip("+").split("."):
+            composed = composed.get(part) if isinstance(composed, dict) else None
+        is_scalar = isinstance(composed, bool | int | float)
+        spelt[key] = str(composed) if is_scalar else value
+    return Job(folder, outcome, spelt, _numbers(metrics(folder)))
+
+
+def _without_repeats(jobs: Sequence[Job]) -> list[Job]:
+    """Leave out jobs that are another one again: the same overrides, and the same numbers."""
+    kept: dict[Any, Job] = {}
+    for job in jobs:
+        same = tuple(sorted(job.overrides.items())), tuple(sorted(job.numbers.items()))
+        kept.setdefault(same if job.numbers else job.folder, job)
+    return list(kept.values())
+
+
+def _shortened(setting: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Return a setting with the last parts of its keys, where those are not the same."""
+    last = [key.rsplit(".", 1)[-1] for key, _ in setting]
+    return tuple(
+        (name if last.count(name) == 1 else key, _short(value))
+        for name, (key, value) in zip(last, setting, strict=True)
+    )
 
 
 def _numbers(rows: Sequence[Metric]) -> dict[tuple[str, str, str], float]:

@@ -84,12 +84,17 @@ def as_tables(tables: Mapping[str, Any]) -> "dict[str, wandb.Table]":
 
 
 def as_histograms(tables: Mapping[str, Any]) -> "dict[str, wandb.Histogram]":
-    """Return {"<table>/<texts of the row>": histogram} of every row that is one."""
+    """Return {"<table>/<texts of the row>": histogram} of every row that is one, or holds some.
+
+    Those that it holds have their key behind that.
+    """
     found = {}
     for name, row in _rows(tables):
-        if all(row.get(key) for key in HISTOGRAM):
-            texts = [value for value in row.values() if isinstance(value, str)]
-            found["/".join([name, *texts])] = _histogram(row)
+        texts = [value for value in row.values() if isinstance(value, str)]
+        held = {(key,): value for key, value in row.items() if isinstance(value, Mapping)}
+        for own, one in {(): row, **held}.items():
+            if all(one.get(key) for key in HISTOGRAM):
+                found["/".join([name, *texts, *own])] = _histogram(one)
     return found
 
 

@@ -21,7 +21,7 @@ HEADLINE = {  # name: metric and split of the studied arm
     "val/fvu_subdomain": ("fvu", "subdomain_test"),
     "val/fvu_general": ("fvu", "general_test"),
     "val/forgetting": ("forgetting", "general_test"),
-    "val/concept_recall": ("concept_recall", "both_tests"),
+    "val/concept_auroc": ("concept_auroc", "both_tests"),
     "val/l0": ("l0", "subdomain_test"),
 }
 """By which runs of a project are sorted and drawn against each other: plain numbers of the summary,

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from ssae import cli
-from ssae.sweep.jobs import read_jobs, settings_of
+from ssae.sweep.jobs import read_jobs, settings_of, spell_settings
 from ssae.sweep.report import parse, report
 from tests.sweep.conftest import ARMS
 from tests.training.wandb_service import records
@@ -82,9 +83,38 @@ def test_the_same_settings_of_two_folders_are_told_apart(
     sweep: Path, write_job: Write, tmp_path: Path
 ):
     again = tmp_path / "runs/docstrings/again"
-    write_job(again, "sae.k=4", "seed=0")
+    other = {"l0": 4.0, "perplexity_spliced": 30.0}  # something differs that no override says
+    write_job(again, "sae.k=4", "seed=0", measure=lambda arm, words: other)
     names = {setting.name for setting in settings_of(read_jobs(sweep, again))}
     assert names == {"folder=mine k=4", "folder=mine k=8", "folder=again k=4"}
+
+
+def test_a_job_that_is_another_one_again_is_no_other_seed(
+    sweep: Path, write_job: Write, tmp_path: Path
+):
+    again = tmp_path / "runs/docstrings/again"
+    write_job(again, "sae.k=4", "seed=0", "logger=wandb")
+    assert len(read_jobs(sweep, again)) == len(read_jobs(sweep))
+    names = {setting.name for setting in settings_of(read_jobs(sweep, again))}
+    assert names == {"k=4", "k=8"}
+
+
+def test_values_are_those_of_the_composed_config(tmp_path: Path, write_job: Write):
+    """5_000 and 5000 are one setting; a seed that was not given is known."""
+    for overrides, seed in ((("sae.k=4", "budget_tokens=5_000"), 0), (
+        ("sae.k=4", "budget_tokens=5000", "seed=1"), 1
+    )):  # fmt: skip
+        folder = write_job(tmp_path / "mine", *overrides)
+        (folder / ".hydra").mkdir()
+        config = {"seed": seed, "budget_tokens": 5000, "sae": {"k": 4}}
+        (folder / ".hydra/config.yaml").write_text(yaml.safe_dump(config))
+    [setting] = settings_of(read_jobs(tmp_path / "mine"))
+    assert [job.overrides["seed"] for job in setting.jobs] == ["0", "1"]
+
+
+def test_last_parts_of_keys_that_are_the_same_are_spelt_in_full():
+    setting = (("generalist.lr", "1"), ("specialist.lr", "2"), ("sae.k", "4"))
+    assert spell_settings([setting]) == ["generalist.lr=1 specialist.lr=2 k=4"]
 
 
 def test_single_runs_and_the_folder_above_them_are_read_too(

@@ -47,6 +47,12 @@ def test_rows_with_counts_and_edges_are_histograms_named_by_their_texts():
     assert (list(histogram.histogram), list(histogram.bins)) == ([1, 4], [-2.0, -1.0, 0.0])
 
 
+def test_histograms_that_a_row_holds_are_named_by_their_key():
+    own = {"counts": [2], "bin_edges": [0.0, 1.0]}
+    row = {"sae": "x", "split": "s", "entropy": own, "points": [[1, 2]], "ranks": {"low": [1]}}
+    assert set(as_histograms({"spread": [row]})) == {"spread/x/s/entropy"}
+
+
 def test_the_drawings_of_a_page_are_found_by_their_titles():
     page = '<p>a</p><svg aria-label="l0: &amp; x"><g></g></svg><svg><g></g></svg>'
     found = as_figures(page)
