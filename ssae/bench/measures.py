@@ -157,7 +157,7 @@ def draw(num_tokens: int, vocab: int, num_bootstraps: int, mean: Tensor) -> Batc
     counts = torch.bincount(ids, minlength=vocab)
     tail = tail_types(frequency.ranks, counts, draws)
     texts = [
-        Texts(own, at, torch.rand(3, len(own)), own, own, at)
+        Texts(own, at, torch.rand(3, len(own)), own, own, at, torch.arange(len(own)), own)
         for own, at in zip(ids.split(BATCH), documents.split(BATCH), strict=True)
     ]
     return Batches(Split(num_documents, mean.float(), frequency, tail), texts)
