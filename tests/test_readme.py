@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ssae.bench import data, e2e, step
 from ssae.cli import CONF, VERBS
+from ssae.sweep.report import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +33,22 @@ def test_every_kind_of_command_is_covered():
     assert {"run", "retrieve", "train", "evaluate"} <= {shlex.split(line)[1] for line in SSAE}
 
 
-@pytest.mark.parametrize("line", [line for line in SSAE if line != "ssae --help"])
+REPORTS = [line for line in SSAE if line.startswith("ssae report ")]
+
+
+@pytest.mark.parametrize("line", REPORTS)
+def test_every_ssae_report_is_understood(line: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line)[2:]
+    folders = [word for word in words if "=" not in word]
+    for folder in folders:
+        Path(folder).mkdir(parents=True)
+    assert parse(words).folders == [Path(folder) for folder in folders]
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in SSAE if line != "ssae --help" and line not in REPORTS]
+)
 def test_every_ssae_command_composes(line: str, tmp_path: Path):
     words = shlex.split(line)
     verb, *rest = words[words.index("ssae") + 1 :]
