@@ -132,7 +132,7 @@ def memory(arguments: argparse.Namespace) -> tuple[float, float, int]:
         latents = SparseLatents(ActiveSet.of_rows(indices, d_sae), torch.rand(size * k) + 1e-3)
         x = torch.randn(size, 1)
         measures.update(x, SAEOutput(x / 2, latents, latents.values), text, 2)
-    firings = measures.concepts["types"]
+    firings = measures.firings
     kept = sum(
         tensor.nbytes
         for state in firings.metric_state.values()

@@ -67,9 +67,9 @@ class DocumentPeaks(Firings):
         super().__init__(d_sae)
         self.num_documents = num_documents
 
-    def compute(self) -> sparse.csc_matrix:
+    def measure(self, table: FiringTable) -> sparse.csc_matrix:
         """Return the features (num_documents, d_sae)."""
-        return document_peaks(self.table(), self.num_documents)
+        return document_peaks(table, self.num_documents)
 
 
 class ConceptRecall(Firings):
@@ -95,9 +95,9 @@ class ConceptRecall(Firings):
         super().__init__(d_sae)
         self.labels, self.seed = labels, seed
 
-    def compute(self) -> ConceptScores:
+    def measure(self, table: FiringTable) -> ConceptScores:
         """Return the scores of every concept."""
-        features = document_peaks(self.table(), len(self.labels))
+        features = document_peaks(table, len(self.labels))
         return concept_scores(sparse.csr_matrix(features), self.labels, self.seed)
 
 

@@ -1,7 +1,7 @@
 """Every firing of a set of tokens, kept sparsely: what the measures of concepts are computed from.
 
-A measure is a subclass that overrides `compute` alone. Several of them share one state in a
-`torchmetrics.MetricCollection(..., compute_groups=[[...]])`: the firings are stored once.
+A subclass overrides `measure` alone. Several of them measure one table: the firings of an SAE are
+stored and sorted once.
 """
 
 from typing import Any, NamedTuple
@@ -107,9 +107,13 @@ class Firings(Metric):
         parts = columns.indptr, columns.indices, columns.data
         return FiringTable(*parts, token_ids[order], document_ids[order])
 
-    def compute(self) -> Any:
+    def measure(self, table: FiringTable) -> Any:
         """Return the table; subclasses return what they measure on it."""
-        return self.table()
+        return table
+
+    def compute(self) -> Any:
+        """Return what is measured on all firings."""
+        return self.measure(self.table())
 
 
 def segment_maxima(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from ssae.metric.concept import DocumentPeaks
 from ssae.metric.error_by_rank import ErrorByRank, RankErrors
+from ssae.metric.firings import Firings
 from ssae.metric.frequency import BANDS, Frequency, rank_bins
 from ssae.metric.represented import RepresentedTypes, TypesFound
 from ssae.metric.spread import Spread, TokenSpread
@@ -100,14 +100,13 @@ class Measures:
         self.sums = DocumentBandSums(split.num_documents, len(BANDS))
         self.rank_errors = ErrorByRank(rank_bins(vocab_size))
         self.tail_error = TailError(vocab_size, tail)
-        metrics = {
+        self.firings = Firings(d_sae)
+        self.concepts = {
             "types": RepresentedTypes(d_sae, vocab_size),
             "spread": TokenSpread(d_sae, vocab_size),
             "peaks": DocumentPeaks(d_sae, split.num_documents),
             "tail_recall": TailRecall(d_sae, vocab_size, tail),
         }
-        # One group: they read the same firings, which are stored once.
-        self.concepts = MetricCollection(dict(metrics), compute_groups=[list(metrics)])
 
     def update(self, x: Tensor, out: SAEOutput, texts: Texts, row: int) -> None:
         """Add a batch.
@@ -144,16 +143,17 @@ class Measures:
         self.sums.update("predictions_current", ones, *where)
         self.rank_errors.update(errors, ranks[texts.ids])
         self.tail_error.update(errors, texts.ids, texts.documents)
-        self.concepts.update(out.latents, texts.ids, texts.documents)
+        self.firings.update(out.latents, texts.ids, texts.documents)
 
     def result(self) -> Measured:
         """Return what was measured."""
         sums = self.sums.compute()
+        table = self.firings.table()
         variance = float(sums["deviation_sq"].sum() / sums["tokens"].sum())
         return Measured(
             sums=sums,
             rank_errors=self.rank_errors.compute().over(variance),
             tail=self.split.tail,
             tail_error=self.tail_error.compute() / variance,
-            **self.concepts.compute(),
+            **{name: metric.measure(table) for name, metric in self.concepts.items()},
         )

@@ -70,9 +70,8 @@ class RepresentedTypes(Firings):
         super().__init__(d_sae)
         self.vocab_size = vocab_size
 
-    def compute(self) -> TypesFound:
+    def measure(self, table: FiringTable) -> TypesFound:
         """Return n_v, max_j F1[v, j] and the latent it belongs to."""
-        table = self.table()
         strong = strong_firings(table)
         type_counts = np.bincount(table.token_ids, minlength=self.vocab_size)
         keys, both = np.unique(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse, special
 
-from ssae.metric.firings import Firings, segment_maxima
+from ssae.metric.firings import Firings, FiringTable, segment_maxima
 
 
 class Spread(NamedTuple):
@@ -56,9 +56,8 @@ class TokenSpread(Firings):
         super().__init__(d_sae)
         self.vocab_size = vocab_size
 
-    def compute(self) -> Spread:
+    def measure(self, table: FiringTable) -> Spread:
         """Return fires, H_j, and the largest activations."""
-        table = self.table()
         types = table.token_ids[table.tokens]
         shape = (self.d_sae, self.vocab_size)
         # Sorted by type and then by latent, in one pass: what is to be added lies together.

@@ -84,9 +84,9 @@ class TailRecall(Firings):
         super().__init__(d_sae)
         self.vocab_size, self.tail = vocab_size, tail
 
-    def compute(self) -> np.ndarray:
+    def measure(self, table: FiringTable) -> np.ndarray:
         """Return the share (1 + num_bootstraps,); nan where a resample has no tail type."""
-        return tail_recall(self.table(), self.tail, self.vocab_size)
+        return tail_recall(table, self.tail, self.vocab_size)
 
 
 class TailError(Metric):
