@@ -77,7 +77,8 @@ class ConceptRecall(Firings):
 
     Args:
         d_sae: number of latents.
-        labels: (num_documents, num_concepts) bool.
+        labels: (num, num_concepts) bool, of documents, or of tokens: then the document_ids given to
+            update are the rows of the tokens in labels.
         seed: of the halves.
 
     Example:

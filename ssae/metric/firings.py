@@ -116,6 +116,19 @@ class Firings(Metric):
         return self.measure(self.table())
 
 
+class TypeFirings(Firings):
+    """Firings of which something is measured for every token type.
+
+    Args:
+        d_sae: number of latents.
+        vocab_size: number of token types.
+    """
+
+    def __init__(self, d_sae: int, vocab_size: int) -> None:
+        super().__init__(d_sae)
+        self.vocab_size = vocab_size
+
+
 def segment_maxima(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Return the largest of values[offsets[i] : offsets[i + 1]], all > 0; 0 where there is none."""
     filled = np.flatnonzero(np.diff(offsets))

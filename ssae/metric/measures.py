@@ -14,7 +14,7 @@ from ssae.metric.frequency import BANDS, Frequency, rank_bins
 from ssae.metric.represented import RepresentedTypes, TypesFound
 from ssae.metric.spread import Spread, TokenSpread
 from ssae.metric.sums import DocumentBandSums
-from ssae.metric.tail import TailError, TailRecall, TailTypes
+from ssae.metric.tail import TailError, TailTypes, tail_recall
 from ssae.sae.base import SAEOutput
 
 
@@ -95,18 +95,15 @@ class Measures:
     """
 
     def __init__(self, d_sae: int, split: Split) -> None:
-        vocab_size, tail = split.vocab_size, split.tail
+        vocab_size = split.vocab_size
         self.split = split
         self.sums = DocumentBandSums(split.num_documents, len(BANDS))
         self.rank_errors = ErrorByRank(rank_bins(vocab_size))
-        self.tail_error = TailError(vocab_size, tail)
+        self.tail_error = TailError(vocab_size, split.tail)
         self.firings = Firings(d_sae)
-        self.concepts = {
-            "types": RepresentedTypes(d_sae, vocab_size),
-            "spread": TokenSpread(d_sae, vocab_size),
-            "peaks": DocumentPeaks(d_sae, split.num_documents),
-            "tail_recall": TailRecall(d_sae, vocab_size, tail),
-        }
+        self.types = RepresentedTypes(d_sae, vocab_size)
+        self.spread = TokenSpread(d_sae, vocab_size)
+        self.peaks = DocumentPeaks(d_sae, split.num_documents)
 
     def update(self, x: Tensor, out: SAEOutput, texts: Texts, row: int) -> None:
         """Add a batch.
@@ -149,11 +146,15 @@ class Measures:
         """Return what was measured."""
         sums = self.sums.compute()
         table = self.firings.table()
+        types = self.types.measure(table)
         variance = float(sums["deviation_sq"].sum() / sums["tokens"].sum())
         return Measured(
             sums=sums,
             rank_errors=self.rank_errors.compute().over(variance),
+            types=types,
+            spread=self.spread.measure(table),
+            peaks=self.peaks.measure(table),
             tail=self.split.tail,
+            tail_recall=tail_recall(table, self.split.tail, types),
             tail_error=self.tail_error.compute() / variance,
-            **{name: metric.measure(table) for name, metric in self.concepts.items()},
         )

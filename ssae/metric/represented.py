@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssae.metric.firings import Firings, FiringTable, segment_maxima
+from ssae.metric.firings import FiringTable, TypeFirings, segment_maxima
 
 REPRESENTED_F1 = 0.5
 
@@ -47,7 +47,7 @@ class TypesFound(NamedTuple):
         return self.best_f1 >= REPRESENTED_F1
 
 
-class RepresentedTypes(Firings):
+class RepresentedTypes(TypeFirings):
     """The largest F1[v, j] of every token type v over the latents j; see the module.
 
     Args:
@@ -66,28 +66,29 @@ class RepresentedTypes(Firings):
         (array([0.  , 0.67, 1.  ]), array([-1,  1,  0]))
     """
 
-    def __init__(self, d_sae: int, vocab_size: int) -> None:
-        super().__init__(d_sae)
-        self.vocab_size = vocab_size
-
     def measure(self, table: FiringTable) -> TypesFound:
         """Return n_v, max_j F1[v, j] and the latent it belongs to."""
-        strong = strong_firings(table)
-        type_counts = np.bincount(table.token_ids, minlength=self.vocab_size)
-        keys, both = np.unique(
-            strong.token_ids * np.int64(self.d_sae) + strong.latents, return_counts=True
-        )
-        types, latents = np.divmod(keys, self.d_sae)
-        f1 = 2 * both / (type_counts[types] + strong.fires[latents])
-        best_f1 = np.zeros(self.vocab_size)
-        best_latent = np.full(self.vocab_size, -1)
-        if len(keys):
-            own, starts = np.unique(types, return_index=True)
-            best_f1[own] = np.maximum.reduceat(f1, starts)
-            reached = np.flatnonzero(f1 == best_f1[types])
-            own, first = np.unique(types[reached], return_index=True)
-            best_latent[own] = latents[reached[first]]
-        return TypesFound(type_counts, best_f1, best_latent)
+        return types_found(table, self.vocab_size)
+
+
+def types_found(table: FiringTable, vocab_size: int) -> TypesFound:
+    """Return n_v, max_j F1[v, j] and the latent it belongs to, of every token type v."""
+    strong = strong_firings(table)
+    type_counts = np.bincount(table.token_ids, minlength=vocab_size)
+    keys, both = np.unique(
+        strong.token_ids * np.int64(table.d_sae) + strong.latents, return_counts=True
+    )
+    types, latents = np.divmod(keys, table.d_sae)
+    f1 = 2 * both / (type_counts[types] + strong.fires[latents])
+    best_f1 = np.zeros(vocab_size)
+    best_latent = np.full(vocab_size, -1)
+    if len(keys):
+        own, starts = np.unique(types, return_index=True)
+        best_f1[own] = np.maximum.reduceat(f1, starts)
+        reached = np.flatnonzero(f1 == best_f1[types])
+        own, first = np.unique(types[reached], return_index=True)
+        best_latent[own] = latents[reached[first]]
+    return TypesFound(type_counts, best_f1, best_latent)
 
 
 def strong_firings(table: FiringTable) -> StrongFirings:

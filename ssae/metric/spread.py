@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse, special
 
-from ssae.metric.firings import Firings, FiringTable, segment_maxima
+from ssae.metric.firings import FiringTable, TypeFirings, segment_maxima
 
 
 class Spread(NamedTuple):
@@ -33,7 +33,7 @@ class Spread(NamedTuple):
         return np.exp(self.entropy)
 
 
-class TokenSpread(Firings):
+class TokenSpread(TypeFirings):
     """Entropy H_j over token types and largest activation of every latent; see the module.
 
     Args:
@@ -51,10 +51,6 @@ class TokenSpread(Firings):
         >>> found.effective_types.round(6), found.max_per_type
         (array([2., 1.]), array([2., 0., 7.], dtype=float32))
     """
-
-    def __init__(self, d_sae: int, vocab_size: int) -> None:
-        super().__init__(d_sae)
-        self.vocab_size = vocab_size
 
     def measure(self, table: FiringTable) -> Spread:
         """Return fires, H_j, and the largest activations."""

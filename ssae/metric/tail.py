@@ -20,8 +20,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ssae.metric.firings import Firings, FiringTable
-from ssae.metric.represented import strong_firings
+from ssae.metric.firings import FiringTable, TypeFirings
+from ssae.metric.represented import TypesFound, strong_firings, types_found
 
 MIN_COUNT = 5
 """Occurrences in the evaluation text below which nothing is said of a type."""
@@ -61,7 +61,7 @@ def tail_types(ranks: Tensor, type_counts: Tensor, draws: np.ndarray) -> TailTyp
     return TailTypes(ids.numpy(), type_counts[ids].numpy(), draws.astype(np.int32))
 
 
-class TailRecall(Firings):
+class TailRecall(TypeFirings):
     """Share of tail types v with F1[v, j] >= 0.5 for some latent j, in every resample.
 
     Args:
@@ -81,12 +81,12 @@ class TailRecall(Firings):
     """
 
     def __init__(self, d_sae: int, vocab_size: int, tail: TailTypes) -> None:
-        super().__init__(d_sae)
-        self.vocab_size, self.tail = vocab_size, tail
+        super().__init__(d_sae, vocab_size)
+        self.tail = tail
 
     def measure(self, table: FiringTable) -> np.ndarray:
         """Return the share (1 + num_bootstraps,); nan where a resample has no tail type."""
-        return tail_recall(table, self.tail, self.vocab_size)
+        return tail_recall(table, self.tail, types_found(table, self.vocab_size))
 
 
 class TailError(Metric):
@@ -135,39 +135,30 @@ class TailError(Metric):
         return tail_error(errors, types, documents, self.tail)
 
 
-def tail_recall(table: FiringTable, tail: TailTypes, vocab_size: int) -> np.ndarray:
+def tail_recall(table: FiringTable, tail: TailTypes, found: TypesFound) -> np.ndarray:
     """Return the share (1 + num_bootstraps,) of tail types that are represented.
 
     Args:
         table: the firings.
         tail: the tail types and the resamples.
-        vocab_size: number of token types.
+        found: the latent that finds each type best in the whole set.
     """
-    strong, places = strong_firings(table), tail.places(vocab_size)
-    num_documents = tail.draws.shape[1]
+    strong, best = strong_firings(table), found.best_latent
+    places = tail.places(len(found.best_latent))
+    shape = len(tail.ids), tail.draws.shape[1]
     types = places[table.token_ids]
     inside = types >= 0
-    occurs = _counts(types[inside], table.document_ids[inside], (len(tail.ids), num_documents))
+    occurs = _counts(types[inside], table.document_ids[inside], shape)
     types = places[strong.token_ids]
-    inside = types >= 0
-    keys = types[inside] * table.d_sae + strong.latents[inside]
-    keys, pair = np.unique(keys, return_inverse=True)
-    types, latents = np.divmod(keys, table.d_sae)
-    both = _counts(pair, strong.document_ids[inside], (len(keys), num_documents))
-    fires = _counts(strong.latents, strong.document_ids, (table.d_sae, num_documents))
-    num_tokens = np.asarray(occurs.sum(1))[:, 0]
-    f1 = 2 * np.bincount(pair, minlength=len(keys)) / (num_tokens[types] + strong.fires[latents])
-    order = np.lexsort((-f1, types))  # the latent that finds a type best comes first
-    own, first = np.unique(types[order], return_index=True)
-    best = order[first]
-    both, fires = both[best], fires[latents[best]]
-    found = []
+    both = (types >= 0) & (best[strong.token_ids] == strong.latents)
+    both = _counts(types[both], strong.document_ids[both], shape)
+    fires = _counts(strong.latents, strong.document_ids, (table.d_sae, shape[1]))[best[tail.ids]]
+    shares = []
     for weights in _chunks(tail.draws):
         n = occurs @ weights
-        represented = np.zeros(n.shape, dtype=bool)
-        represented[own] = 4 * (both @ weights) >= n[own] + fires @ weights  # F1 >= 0.5
-        found.append(_mean(represented, n > 0))
-    return np.concatenate(found)
+        represented = 4 * (both @ weights) >= n + fires @ weights  # F1 >= 0.5
+        shares.append(_mean(represented, n > 0))
+    return np.concatenate(shares)
 
 
 def tail_error(
@@ -184,11 +175,11 @@ def tail_error(
     shape = len(tail.ids), tail.draws.shape[1]
     sums = sparse.csr_matrix((errors, (types, documents)), shape)
     occurs = _counts(types, documents, shape)
-    found = []
+    means = []
     for weights in _chunks(tail.draws):
         n = occurs @ weights
-        found.append(_mean((sums @ weights) / np.maximum(n, 1), n > 0))
-    return np.concatenate(found)
+        means.append(_mean((sums @ weights) / np.maximum(n, 1), n > 0))
+    return np.concatenate(means)
 
 
 def _chunks(draws: np.ndarray) -> list[np.ndarray]:
