@@ -53,9 +53,7 @@ class ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Return what stands behind the bar."""
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        return _shown(super().get_metrics(trainer, pl_module))
 
 
 class ProgressLines(LightningBar):
@@ -85,8 +83,8 @@ class ProgressLines(LightningBar):
             return
         self._said = now
         rate = (step - self._first) / max(now - self._start, 1e-9)
-        shown = self.get_metrics(trainer, trainer.lightning_module)
-        numbers = [f"{k} {spell(v)}" for k, v in shown.items() if isinstance(v, float)]
+        shown = _shown(self.get_metrics(trainer, trainer.lightning_module))
+        numbers = [f"{k} {v if isinstance(v, int) else spell(v)}" for k, v in shown.items()]
         log.info(
             "%s: step %s of %s, %.3g steps/s, %s left%s",
             self.arm_name,
@@ -96,6 +94,16 @@ class ProgressLines(LightningBar):
             _clock((self.num_steps - step) / max(rate, 1e-9)),
             "".join(f", {part}" for part in numbers),
         )
+
+
+def _shown(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return what stands behind a bar or in a line: numbers, whole ones (dead latents) as such.
+
+    >>> _shown({"v_num": "3", "fvu": 0.25, "dead": 1.0})
+    {'fvu': 0.25, 'dead': 1}
+    """
+    numbers = {name: float(v) for name, v in metrics.items() if name != "v_num"}
+    return {name: int(v) if v.is_integer() else v for name, v in numbers.items()}
 
 
 def _clock(seconds: float) -> str:
