@@ -11,6 +11,15 @@ from ssae.retriever.base import Retriever
 from ssae.settings import check_least, check_types
 
 STARTS = ("fine_tune", "recycle", "residual")
+EXAMPLES = {
+    "budget_tokens": "budget_tokens=250_000",
+    "num_tokens": "specialist.num_tokens=600_000",
+    "lr": "specialist.lr=1e-3",
+    "start": "specialist.start=fine_tune",
+    "general_share": "specialist.general_share=0.4",
+    "num_snapshots": "generalist.num_snapshots=2",
+}
+"""How settings of an arm are typed: several arms share one."""
 SHARES = {"decay_share": 0.2, "resample_share": 0.75, "recycle_firing_rate": 0}
 INITIAL_B_DECS = ("mean", "geometric_median", "zeros")
 
@@ -48,7 +57,7 @@ class Arm:
     num_snapshots: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, remedy=_remedy)
         for name, wanted in (("retriever", Retriever), ("objective", Objective)):
             if not isinstance(getattr(self, name), wanted):
                 raise ValueError(
@@ -57,13 +66,12 @@ class Arm:
                 )
         if self.budget_tokens < 1:
             raise ValueError(
-                f"budget_tokens must be at least 1, got {self.budget_tokens}; set budget_tokens of "
-                "that arm, e.g. specialist.budget_tokens=100_000"
+                f"budget_tokens must be at least 1, got {self.budget_tokens}; "
+                + _remedy("budget_tokens")
             )
         if self.num_tokens < 0:
             raise ValueError(
-                f"num_tokens must not be negative, got {self.num_tokens}; set num_tokens of that "
-                "arm, e.g. specialist.num_tokens=400_000"
+                f"num_tokens must not be negative, got {self.num_tokens}; {_remedy('num_tokens')}"
             )
         if self.num_tokens == 0 and self.init_from is None:
             raise ValueError(
@@ -71,8 +79,7 @@ class Arm:
             )
         if self.start not in STARTS:
             raise ValueError(
-                f"start must be one of {', '.join(STARTS)}, got {self.start!r}; "
-                "set specialist.start=fine_tune"
+                f"start must be one of {', '.join(STARTS)}, got {self.start!r}; {_remedy('start')}"
             )
         if self.start != "fine_tune":
             needs = f"start={self.start} needs"
@@ -84,19 +91,21 @@ class Arm:
                     "is; set start=fine_tune in that arm"
                 )
         if not self.lr > 0:
-            raise ValueError(
-                f"lr must be positive, got {self.lr}; set generalist.lr or specialist.lr to 1e-3"
-            )
+            raise ValueError(f"lr must be positive, got {self.lr}; {_remedy('lr')}")
         if not 0 <= self.general_share < 1:
             raise ValueError(
                 f"general_share must lie in [0, 1), got {self.general_share}; "
-                "set specialist.general_share=0.3"
+                + _remedy("general_share")
             )
         if self.num_snapshots < 0:
             raise ValueError(
-                f"num_snapshots must not be negative, got {self.num_snapshots}; set num_snapshots "
-                "of that arm, e.g. generalist.num_snapshots=2"
+                f"num_snapshots must not be negative, got {self.num_snapshots}; "
+                + _remedy("num_snapshots")
             )
+
+
+def _remedy(name: str) -> str:
+    return f"set {name} of that arm, e.g. {EXAMPLES[name]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

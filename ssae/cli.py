@@ -231,7 +231,7 @@ def _quiet_libraries() -> None:
 def _fail(error: Exception) -> NoReturn:
     if os.environ.get("SSAE_TRACEBACK"):  # for those who work on ssae itself
         raise error
-    _exit(explain(error))
+    _exit(explain(error, sys.argv[1:]))
 
 
 def _exit_interrupted(stop: KeyboardInterrupt) -> NoReturn:

@@ -63,7 +63,7 @@ def evaluate(study: Study) -> Artifact:
         "dead_after_tokens": study.training.dead_after_tokens,
         "num_bootstraps": study.num_bootstraps,
         "seed": study.seed,
-        "format": 2,
+        "format": 3,
     }
 
     def make(folder: Path) -> dict[str, Any]:

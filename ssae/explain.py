@@ -3,29 +3,35 @@
 import difflib
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 
 from ssae.artifact.full_disk import REMEDY, is_full_disk
 from ssae.config import CONF
 
 
-def explain(error: BaseException) -> str:
-    """Return one line with the rule, what was found and the remedy."""
+def explain(error: BaseException, words: Sequence[str] = ()) -> str:
+    """Return one line with the rule, what was found and the remedy.
+
+    Args:
+        error: what was raised.
+        words: the command line's overrides, which decide what keys there are.
+    """
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         key = re.search(r"full_key: ([\w.]+)", str(error))
         where = "" if isinstance(error.__cause__, ValueError) or not key else f"{key.group(1)}: "
-        return where + explain(error.__cause__)
+        return where + explain(error.__cause__, words)
     text = str(error)
     if isinstance(error, OSError) and is_full_disk(error):
         where = f" ({error.filename})" if error.filename else ", that of artifacts= or of runs="
         return f"the disk is full{where}: {REMEDY}"
     key = re.search(r"(?:Could not override|Key) '([\w./@]+)'", text)
     if key and ("Could not override" in text or "not in struct" in text):
-        known = [name for name in _known_keys() if name != key.group(1)]
+        known = [name for name in _known_keys(words) if name != key.group(1)]
         import lightning
 
         from ssae.training.trainer import REFUSED
@@ -52,10 +58,14 @@ def explain(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def _known_keys() -> list[str]:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("config")
+def _known_keys(words: Sequence[str]) -> list[str]:
     groups = [str(path.relative_to(CONF)) for path in CONF.iterdir() if path.is_dir()]
+    chosen = [word for word in words if word.partition("=")[0] in groups and "," not in word]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = hydra.compose("config", overrides=chosen)
+        except HydraException:  # one of them is the error
+            cfg = hydra.compose("config")
 
     def walk(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, DictConfig):

@@ -32,6 +32,8 @@ def documents_for(study: Study, arm_name: str) -> Artifact:
     if share == 0:
         return retrieved
     budget_tokens = max(1, round(retrieved.manifest["num_tokens"] * share / (1 - share)))
+    beside = f"{budget_tokens:,} general tokens beside {retrieved.manifest['num_tokens']:,}"
+    log.info("%s: general_share %g: %s", arm_name, share, beside)
     general = retrieve(study, Random(seed=study.seed, draw="general"), budget_tokens)
     inputs = {"retrieved": retrieved, "general": general, "format": 1}
 

@@ -96,6 +96,7 @@ def test_an_unknown_verb_names_the_nearest(fail: Run):
 
 def test_an_unknown_override_names_the_nearest_key(fail: Run):
     assert "did you mean sae.k" in fail("train", "sae.kk=3")
+    assert "did you mean objective.share" in fail("train", "objective=cvar", "objective.shares=1")
     assert "did you mean training.warmup_steps" in fail("train", "training.warmup=3")
     assert "objective" in fail("train", "objektive=erm")
 

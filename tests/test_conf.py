@@ -100,7 +100,10 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ("training.decay_share=2", "decay_share must lie in"),
         ("arm=nobody", "arm must be one of generalist, .*, got 'nobody'; set arm=generalist$"),
         ("specialist.lr=-1", "lr must be positive"),
-        ("specialist.general_share=1", r"general_share must lie in \[0, 1\), got 1; set spec"),
+        (
+            "specialist.general_share=1",
+            r"general_share must lie in \[0, 1\), got 1; set .*specialist.general_share=0.4",
+        ),
         ("compare.random=null", "the retriever of an arm must be one, got None; .*compare.random"),
         ("language_model.dtype=int8", "dtype must be one of .*; set language_model.dtype=auto"),
         (
@@ -129,7 +132,17 @@ def test_erm_and_term_specialists_share_everything_but_the_objective(tmp_path: P
         ),
         ("shard_tokens=1e5", "shard_tokens must be a whole number, .*; set shard_tokens=100000$"),
         ("corpus.test_share=1", "test_share must lie strictly between"),
-        ("objective.tilt=inf", "tilt must be finite"),
+        ("objective.tilt=inf", r"objective.tilt must lie in \[-1e\+100, 1e\+100\], got inf; set"),
+        ("objective.tilt=abc", "objective.tilt must be a number, got 'abc'; set objective.tilt=5"),
+        (
+            "specialist.general_share=abc",
+            "general_share must be a number, got 'abc'; set general_share of that arm, e.g. "
+            "specialist.general_share=0.4",
+        ),
+        (
+            "budget_tokens=0",
+            "budget_tokens must be at least 1, got 0; .* e.g. budget_tokens=250_000",
+        ),
         ("trainer.precision=foo", "Lightning refuses the options of trainer.*: .*foo"),
         ("trainer.strategy=foo", "Lightning refuses the options of trainer.*: .*foo"),
         ("trainer.gradient_clip_val=abc", "Lightning refuses the options of trainer.*: .*abc"),

@@ -52,5 +52,5 @@ def test_the_share_is_that_of_general_tokens_and_no_document_is_taken_twice(
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_outside_of_its_bounds_is_refused(make_study, tmp_path, share):
-    with pytest.raises(ValueError, match=r"general_share must lie in \[0, 1\), got .*=0.3"):
+    with pytest.raises(ValueError, match=r"general_share must lie in \[0, 1\), got .*=0.4"):
         with_share(make_study(tmp_path), share)

@@ -152,13 +152,16 @@ def concept_labels(sources: Sequence[str | None]) -> tuple[list[str], np.ndarray
 
     A concept is a source of at least 10 documents. Where there are not two of them the sources are
     too fine: then their first two dotted parts are concepts ("scipy.stats"), or their first part.
+    Two that are each other's complement are one question, such as which file a document is of, and
+    no concepts.
     """
     for num_parts in (None, 2, 1):
         groups = [".".join(source.split(".")[:num_parts]) if source else "" for source in sources]
         counts = Counter(group for group in groups if group)
         names = sorted(group for group, count in counts.items() if count >= MIN_DOCUMENTS)
-        if len(names) >= 2:
-            return names, np.array(groups)[:, None] == np.array(names)
+        labels = np.array(groups)[:, None] == np.array(names)
+        if len(names) > 2 or (len(names) == 2 and not labels.any(1).all()):
+            return names, labels
     return [], np.zeros((len(sources), 0), dtype=bool)
 
 

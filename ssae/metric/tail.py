@@ -7,10 +7,12 @@
 
 Intervals come from resampled documents. In a resample C, n_v, fires_j and the errors are weighted
 by how often each document was drawn; threshold_j, the set of tail types and the latent j that finds
-a type best stay what they are in the whole set (the maximum over latents of every resample anew
-lies above that of the set), and a tail type that a resample does not contain is left out of it.
+a type best stay what they are in the whole set: the maximum over latents of every resample anew
+lies above that of the set. So does what the set says of a tail type that a resample does not
+contain; left out, types of few documents would count less in every resample than in the set.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -76,8 +78,8 @@ class TailRecall(TypeFirings):
         >>> recall = TailRecall(d_sae=2, vocab_size=3, tail=tail)
         >>> latents = SparseLatents(active, torch.tensor([9.0, 9.0, 0.0]))
         >>> recall.update(latents, torch.tensor([1, 1, 2]), torch.tensor([0, 0, 1]))
-        >>> recall.compute()  # type 2 is not in the second resample
-        array([0.5, 1. ])
+        >>> recall.compute()  # type 2, not in the second resample, is not represented
+        array([0.5, 0.5])
     """
 
     def __init__(self, d_sae: int, vocab_size: int, tail: TailTypes) -> None:
@@ -85,7 +87,7 @@ class TailRecall(TypeFirings):
         self.tail = tail
 
     def measure(self, table: FiringTable) -> np.ndarray:
-        """Return the share (1 + num_bootstraps,); nan where a resample has no tail type."""
+        """Return the share (1 + num_bootstraps,); nan if there is no tail type."""
         return tail_recall(table, self.tail, types_found(table, self.vocab_size))
 
 
@@ -104,7 +106,7 @@ class TailError(Metric):
         >>> tokens, documents = torch.tensor([1, 1, 2, 0]), torch.tensor([0, 0, 1, 1])
         >>> error.update(torch.tensor([0.0, 2.0, 5.0, 9.0]), tokens, documents)
         >>> error.compute()
-        array([3., 1.])
+        array([3., 3.])
     """
 
     full_state_update = False
@@ -128,7 +130,7 @@ class TailError(Metric):
         self.documents.append(document_ids.int().cpu()[inside])
 
     def compute(self) -> np.ndarray:
-        """Return the mean (1 + num_bootstraps,); nan where a resample has no tail type."""
+        """Return the mean (1 + num_bootstraps,); nan if there is no tail type."""
         errors, types, documents = (
             dim_zero_cat(state).numpy() for state in (self.errors, self.types, self.documents)
         )
@@ -153,12 +155,11 @@ def tail_recall(table: FiringTable, tail: TailTypes, found: TypesFound) -> np.nd
     both = (types >= 0) & (best[strong.token_ids] == strong.latents)
     both = _counts(types[both], strong.document_ids[both], shape)
     fires = _counts(strong.latents, strong.document_ids, (table.d_sae, shape[1]))[best[tail.ids]]
-    shares = []
-    for weights in _chunks(tail.draws):
-        n = occurs @ weights
-        represented = 4 * (both @ weights) >= n + fires @ weights  # F1 >= 0.5
-        shares.append(_mean(represented, n > 0))
-    return np.concatenate(shares)
+
+    def represented(weights: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return 4 * (both @ weights) >= n + fires @ weights  # F1 >= 0.5
+
+    return _means(represented, occurs, tail.draws)
 
 
 def tail_error(
@@ -175,27 +176,34 @@ def tail_error(
     shape = len(tail.ids), tail.draws.shape[1]
     sums = sparse.csr_matrix((errors, (types, documents)), shape)
     occurs = _counts(types, documents, shape)
-    means = []
-    for weights in _chunks(tail.draws):
+    return _means(lambda weights, n: (sums @ weights) / np.maximum(n, 1), occurs, tail.draws)
+
+
+def _means(
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    occurs: sparse.csr_matrix,
+    draws: np.ndarray,
+) -> np.ndarray:
+    """Return the mean over types of what is measured of each, in every row of draws.
+
+    Args:
+        measure: given weights (num_documents, num_rows) and the types' counts under them, returns
+            a number (num_types, num_rows) of each type.
+        occurs: (num_types, num_documents) counts.
+        draws: (num_draws, num_documents); row 0 is the set itself, whose numbers stand for types
+            that do not occur in another row.
+    """
+    means, whole = [], None
+    for start in range(0, len(draws), CHUNK):
+        weights = np.ascontiguousarray(draws[start : start + CHUNK].T)
         n = occurs @ weights
-        means.append(_mean((sums @ weights) / np.maximum(n, 1), n > 0))
+        values = measure(weights, n)
+        whole = values[:, :1] if whole is None else whole
+        values = np.where(n > 0, values, whole)
+        means.append(values.mean(0) if len(values) else np.full(values.shape[1], np.nan))
     return np.concatenate(means)
-
-
-def _chunks(draws: np.ndarray) -> list[np.ndarray]:
-    """Return the draws in pieces (num_documents, at most CHUNK)."""
-    return [
-        np.ascontiguousarray(draws[start : start + CHUNK].T)
-        for start in range(0, len(draws), CHUNK)
-    ]
 
 
 def _counts(rows: np.ndarray, documents: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
     """Return how often each (row, document) is listed, as int32: sums of draws stay exact."""
     return sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, documents)), shape)
-
-
-def _mean(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Return the mean of each column over the rows that are present; nan where none is."""
-    with np.errstate(invalid="ignore"):
-        return np.where(present, values, 0).sum(0) / present.sum(0)

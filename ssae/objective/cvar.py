@@ -26,7 +26,7 @@ class CVaR(GroupObjective):
         ValueError: a setting is out of its bounds.
     """
 
-    share: float
+    share: float = dataclasses.field(metadata={"example": 0.1})
 
     def __post_init__(self) -> None:
         super().__post_init__()

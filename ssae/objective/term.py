@@ -21,6 +21,9 @@ from ssae.objective.groups import GroupObjective, Groups, check_choice, check_sh
 # Below this |tilt| * range(losses), R is its Taylor expansion: the logarithm would cancel.
 SMALL = 1e-4
 
+# No tilt is farther from 0: times a loss it has to be finite.
+LARGEST = 1e100
+
 UNITS = ("variance", "raw")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -32,7 +35,7 @@ def tilted_mean(losses: Tensor, tilt: float) -> Tensor:
         ValueError: there is no loss, or the tilt is not a number.
     """
     _check(losses, tilt)
-    losses = losses.float() if losses.dtype in (torch.bfloat16, torch.float16) else losses
+    losses = _at_least_float32(losses)
     if tilt == 0:
         return losses.mean()
     if math.isinf(tilt):
@@ -46,7 +49,7 @@ def tilted_mean(losses: Tensor, tilt: float) -> Tensor:
 
 
 def tilt_weights(losses: Tensor, tilt: float) -> Tensor:
-    """Return w (n,), w_i = exp(tilt losses_i) / sum_j exp(tilt losses_j): the gradient of R.
+    """Return w (n,), w_i = exp(tilt losses_i) / sum_j exp(tilt losses_j), the gradient of R.
 
     An infinite tilt shares the weight among the largest (smallest) losses.
 
@@ -54,10 +57,11 @@ def tilt_weights(losses: Tensor, tilt: float) -> Tensor:
         ValueError: there is no loss, or the tilt is not a number.
     """
     _check(losses, tilt)
+    losses = _at_least_float32(losses)
     if math.isinf(tilt):
         extreme = losses.amax() if tilt > 0 else losses.amin()
         return (losses == extreme).to(losses.dtype) / (losses == extreme).sum()
-    return torch.softmax(tilt * losses, 0)
+    return torch.softmax(tilt * losses.double(), 0).to(losses.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,8 @@ class TERM(GroupObjective):
     gradient with it, which is said, too.
 
     Args:
-        tilt: finite; positive weighs large losses up, negative down, 0 is ERM. 1e9 is the maximum.
+        tilt: within +-1e100; positive weighs large losses up, negative down, 0 is ERM; 1e9 is the
+            maximum, -1e9 the minimum.
         unit: of the losses that the tilt multiplies: variance of the activations, which makes the
             tilt a pure number, or raw, squared activations, as in arXiv 2411.00743.
         schedule: constant; linear and cosine rise from 0 at the first step.
@@ -89,7 +94,7 @@ class TERM(GroupObjective):
         ValueError: a setting is out of its bounds, or rho < 1 is to follow a tilt that rises.
     """
 
-    tilt: float
+    tilt: float = dataclasses.field(metadata={"example": 5})
     unit: str = "variance"
     schedule: str = "constant"
     rise_share: float = 0.1
@@ -97,10 +102,10 @@ class TERM(GroupObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.tilt):
+        if not abs(self.tilt) <= LARGEST:
             raise ValueError(
-                f"tilt must be finite, got {self.tilt}; set objective.tilt=5, or 1e9 for the "
-                "maximum"
+                f"objective.tilt must lie in [-{LARGEST:g}, {LARGEST:g}], got {self.tilt}; set "
+                "objective.tilt=5, 1e9 for the largest loss or -1e9 for the smallest"
             )
         check_choice("unit", self.unit, UNITS)
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -149,6 +154,10 @@ class TERM(GroupObjective):
         memory.z.copy_(torch.where(memory.z.isnan(), z, running))
         q = groups.masses * torch.exp(exponents - memory.z)
         return q, risk, {"mean_weight": q.sum()}
+
+
+def _at_least_float32(losses: Tensor) -> Tensor:
+    return losses if losses.dtype in (torch.float32, torch.float64) else losses.float()
 
 
 def _check(losses: Tensor, tilt: float) -> None:

@@ -47,6 +47,8 @@ def cumulative_represented(rows: Sequence[Row], *, split: str, styles: Iterable[
     for row in drawn_rows(rows, split, styles):
         if row.get("cumulative"):
             tokens, represented = np.array(row["cumulative"], float).T
+            if tokens.max() < 0.8:  # types of too few tokens are not in it
+                continue
             shares[row["sae"]] = float(1 - np.interp(0.8, tokens, represented))
     if not shares:
         return ""
@@ -57,7 +59,7 @@ def cumulative_represented(rows: Sequence[Row], *, split: str, styles: Iterable[
 
 
 def error_by_rank(rows: Sequence[Row], *, split: str, styles: Iterable[str]) -> str:
-    """Say what the mean error of the rarest third of the rank bins is, over their tokens."""
+    """Say what the mean error of the tokens of the rarest third of the rank bins is."""
     rows = [r for r in drawn_rows(rows, split, styles) if finite(r, "mean") is not None]
     first = _first_rare(row["rank_low"] for row in rows)
     means = {}
@@ -66,7 +68,8 @@ def error_by_rank(rows: Sequence[Row], *, split: str, styles: Iterable[str]) -> 
         weights = [row.get("num_tokens") or 1 for row in own]
         if own:
             means[sae] = float(np.average([row["mean"] for row in own], weights=weights))
-    return f"Mean error of types from rank {first:,} on: {each(means, spell)}." if means else ""
+    text = f"Mean error of tokens whose type has rank {first:,} or more"
+    return f"{text}: {each(means, spell)}." if means else ""
 
 
 def firing_rates(rows: Sequence[Row], *, split: str, styles: Iterable[str]) -> str:
@@ -131,7 +134,7 @@ def largest_by_rank(rows: Sequence[Row], *, split: str, styles: Iterable[str]) -
 
 
 def log_ratios(rows: Sequence[Row], *, split: str, styles: Iterable[str]) -> str:
-    """Say which share of the latents fires at least twice, or at most half, as often."""
+    """Say which share of the latents fires more than twice, or less than half, as often."""
     rows = [row for row in drawn_rows(rows, split, styles) if any(row["counts"])]
     whose = " and ".join(dict.fromkeys(f"the {row['reference']}'s" for row in rows))
     more = {row["sae"]: share_above(row, math.log(2)) for row in rows}

@@ -186,7 +186,7 @@ def _retrievers(metrics: Sequence[Metric]) -> dict[str, dict[str, float | None]]
     columns = (*RETRIEVAL, "num_documents", "num_tokens")
     names = ordered((row.get("retriever") for row in metrics), RETRIEVERS)
     return {
-        name: {column: number(find(metrics, column, retriever=name)) for column in columns}
+        name: {column: _whole(number(find(metrics, column, retriever=name))) for column in columns}
         for name in names
     }
 
@@ -197,3 +197,8 @@ def _formulas(metrics: Sequence[Metric]) -> dict[str, list[str]]:
         name: sorted({str(r["formula"]) for r in metrics if r["name"] == name and r.get("formula")})
         for name in names
     }
+
+
+def _whole(value: float | None) -> float | None:
+    """Return a count, which JSON may spell 131.0, as it is printed."""
+    return int(value) if value is not None and value > 1 and value.is_integer() else value

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ssae.report.table import SAES, ordered
-from ssae.sweep.jobs import Job, Key, sortable, spell_settings
+from ssae.sweep.jobs import REFERENCE, Job, Key, sortable
+from ssae.sweep.setting import spell_settings
 
 SPARSITY = ("k", "l1_coefficient", "l0_coefficient", "target_l0")
 """Keys of sae= and extra_sae= that decide l0."""
-REFERENCE = "generalist"
 MOST_CURVES = 8
 """In one figure; more would cover each other."""
 

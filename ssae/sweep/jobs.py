@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
-from scipy import stats
 
 from ssae.report.table import Metric, number
 from ssae.sweep.outcome import FILE, metrics, read
@@ -17,6 +15,9 @@ Key = tuple[str, str]
 """A metric's name and the split it was measured on."""
 ELSEWHERE = ("logger", "run_dir", "runs", "artifacts", "hydra")
 """Overrides that say where results go, not what they are of."""
+REFERENCE = "generalist"
+"""The SAE that the others of a job are compared with."""
+MEASURED_ON = ("corpus", "language_model", "hookpoint", "context_length")
 FOLDER = "folder"
 """Stands among the overrides where jobs of several folders cannot be told apart otherwise."""
 
@@ -29,7 +30,9 @@ class Job(NamedTuple):
     overrides: dict[str, str]
     """Its verb and overrides, those that not all jobs have in common."""
     numbers: dict[tuple[str, str, str], float]
-    """Of every arm over all bands, by (metric, split, arm)."""
+    """Of every arm over all bands, by (metric, split, arm); differences from REFERENCE alone."""
+    measured_on: str = ""
+    """Corpus and language model: numbers of jobs that differ in them cannot be ranked."""
 
     @property
     def finished(self) -> bool:
@@ -51,24 +54,6 @@ class Job(NamedTuple):
         return self.numbers.get((*key, self.outcome["arm"] if arm is None else arm))
 
 
-class Setting(NamedTuple):
-    """The jobs that differ in their seed only."""
-
-    name: str
-    jobs: list[Job]
-
-    def mean(self, key: Key) -> tuple[float | None, float | None]:
-        """Return a metric's mean over the seeds and half of its 95 % interval (Student's t)."""
-        values = [job.value(key) for job in self.jobs]
-        numbers = np.array([value for value in values if value is not None])
-        if len(numbers) == 0:
-            return None, None
-        if len(numbers) == 1:
-            return float(numbers[0]), None
-        error = numbers.std(ddof=1) / np.sqrt(len(numbers))
-        return float(numbers.mean()), float(stats.t.ppf(0.975, len(numbers) - 1) * error)
-
-
 def read_jobs(*folders: Path) -> list[Job]:
     """Return the jobs in some folders, by their overrides.
 
@@ -87,30 +72,10 @@ def read_jobs(*folders: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: [sortable(value) for value in job.overrides.values()])
 
 
-def settings_of(jobs: Sequence[Job]) -> list[Setting]:
-    """Return the jobs by setting, in the order of their first jobs."""
-    settings: dict[tuple[tuple[str, str], ...], list[Job]] = {}
-    for job in jobs:
-        settings.setdefault(job.setting, []).append(job)
-    names = spell_settings(list(settings))
-    return [Setting(name, members) for name, members in zip(names, settings.values(), strict=True)]
-
-
 def common_words(jobs: Sequence[Job]) -> list[str]:
     """Return the verb and overrides that all of several jobs have."""
     words = [{f"{k}={v}" for k, v in _read(job.folder).overrides.items()} for job in jobs]
     return sorted(set.intersection(*words)) if len(jobs) > 1 else []
-
-
-def spell_settings(settings: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
-    """Return settings as they are read, "tilt=5 lr=0.001"; in full where that says no difference.
-
-    >>> spell_settings([(("objective.tilt", "0"),), (("objective.tilt", "5"),)])
-    ['tilt=0', 'tilt=5']
-    """
-    short = [_shortened(setting) for setting in settings]
-    chosen = [s if short.count(s) == 1 else full for s, full in zip(short, settings, strict=True)]
-    return [" ".join(f"{key}={value}" for key, value in setting) for setting in chosen]
 
 
 def sortable(value: str) -> tuple[float, str]:
@@ -162,8 +127,9 @@ def _told_apart(paths: Sequence[Path], words: Sequence[dict[str, str]]) -> list[
         return list(words)
     names = [path.parent if (path / FILE).exists() else path for path in paths]
     short = len({name.name for name in names}) == len(set(names))
+    shared = Path(os.path.commonpath(names))
     return [
-        {FOLDER: name.name if short else str(name), **one}
+        {FOLDER: name.name if short else str(name.relative_to(shared)), **one}
         for name, one in zip(names, words, strict=True)
     ]
 
@@ -186,7 +152,8 @@ def _read(folder: Path) -> Job:
             composed = composed.get(part) if isinstance(composed, dict) else None
         is_scalar = isinstance(composed, bool | int | float)
         spelt[key] = str(composed) if is_scalar else value
-    return Job(folder, outcome, spelt, _numbers(metrics(folder)))
+    measured_on = repr([config.get(name) for name in MEASURED_ON])
+    return Job(folder, outcome, spelt, _numbers(metrics(folder)), measured_on)
 
 
 def _without_repeats(jobs: Sequence[Job]) -> list[Job]:
@@ -198,28 +165,13 @@ def _without_repeats(jobs: Sequence[Job]) -> list[Job]:
     return list(kept.values())
 
 
-def _shortened(setting: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Return a setting with the last parts of its keys, where those are not the same."""
-    last = [key.rsplit(".", 1)[-1] for key, _ in setting]
-    return tuple(
-        (name if last.count(name) == 1 else key, _short(value))
-        for name, (key, value) in zip(last, setting, strict=True)
-    )
-
-
 def _numbers(rows: Sequence[Metric]) -> dict[tuple[str, str, str], float]:
     found: dict[tuple[str, str, str], float] = {}
     for row in rows:
         value = number(row)
+        of_two = row["name"].endswith(("_difference", "_ratio"))
+        if of_two and row.get("reference", REFERENCE) != REFERENCE:
+            continue
         if row["band"] == "all" and row["sae"] is not None and value is not None:
-            found.setdefault((row["name"], row["split"], row["sae"]), value)  # the first, as `find`
+            found[row["name"], row["split"], row["sae"]] = value
     return found
-
-
-def _short(value: str) -> str:
-    if len(value) <= 8:
-        return value
-    try:
-        return f"{float(value):.4g}"
-    except ValueError:
-        return value

@@ -11,8 +11,10 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 from ssae.config import CONF
-from ssae.sweep.jobs import Job, settings_of
-from ssae.sweep.summary import arm_rows, curve_figures, setting_figures
+from ssae.sweep.jobs import Job
+from ssae.sweep.rows import arm_rows
+from ssae.sweep.setting import settings_of
+from ssae.sweep.summary import curve_figures, setting_figures
 from ssae.training.logger import finish, make_logger
 from ssae.training.media import as_html, as_table, figure_key, log_media
 

@@ -2,14 +2,16 @@
 
 summary.csv    one row per job
 arms.csv       one row per job and arm, with everything that was measured over all bands
-summary.html   one row per setting (jobs that differ in their seed only), Pareto curves and plots
+summary.html   one row per setting (jobs that differ in their seed only) and one per arm of each,
+               Pareto curves and plots
+
+Numbers are of the arm that a job is for (arm=) where no other is named; what compares two SAEs
+compares with the generalist.
 """
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
@@ -18,14 +20,14 @@ from rich.text import Text
 from ssae.artifact.replace import write_text
 from ssae.report.marks import styles
 from ssae.report.page import page_environment
-from ssae.report.table import HEADLINE, SAES, SPLITS, Column, ordered, spell
+from ssae.report.table import SAES, SPLITS, ordered
 from ssae.report.terminal import SHORT, tables_by_split
-from ssae.sweep.curves import REFERENCE, curves, sparsity_key
+from ssae.sweep.curves import curves, sparsity_key
 from ssae.sweep.figure import curve_figure, pareto_figure
-from ssae.sweep.jobs import Job, Key, Setting, common_words, read_jobs, settings_of
+from ssae.sweep.jobs import REFERENCE, Job, Key, common_words, read_jobs
+from ssae.sweep.rows import arm_means, arm_rows, job_rows, mean_cells, measured_columns, write_csv
+from ssae.sweep.setting import Setting, settings_of
 
-COLUMNS = (*HEADLINE, Column("fvu", "train", "fvu", -1), Column("l0", "train", "l0", 0))
-"""What a sweep of run or evaluate measures; then a sweep of train, in the batch logged last."""
 TITLES = SHORT | {"train": "train"}
 PLOTS: tuple[tuple[Key, Key], ...] = (  # x and y; of both less is better
     (("l0", "subdomain_test"), ("perplexity_spliced", "subdomain_test")),
@@ -56,8 +58,8 @@ def write_summary(page: Path, jobs: Sequence[Job], title: str, num_jobs: int = 0
     """Write the page of some jobs, and <page>.csv and arms.csv beside it."""
     columns = measured_columns(jobs)
     settings = settings_of([job for job in jobs if job.finished])
-    _write_csv(page.with_suffix(".csv"), job_rows(jobs, columns))
-    _write_csv(page.with_name("arms.csv"), arm_rows(jobs))
+    write_csv(page.with_suffix(".csv"), job_rows(jobs, columns))
+    write_csv(page.with_name("arms.csv"), arm_rows(jobs))
     folders = [Path(os.path.relpath(job.folder, page.parent)).as_posix() for job in jobs]
     text = (
         page_environment()
@@ -67,7 +69,9 @@ def write_summary(page: Path, jobs: Sequence[Job], title: str, num_jobs: int = 0
             columns=[f"{TITLES[column.split]} {column.title}" for column in columns],
             common=common_words(jobs),
             total=max(num_jobs, len(jobs)),
-            rows=[(s.name, len(s.jobs), [_spell_mean(s, c) for c in columns]) for s in settings],
+            rows=[(s.name, len(s.jobs), mean_cells(s, columns)) for s in settings],
+            own_arms=_own_arms(jobs),
+            arms=list(arm_means(settings, columns)),
             reference=REFERENCE,
             swept=sorted({key for job in jobs if (key := sparsity_key(job.overrides))}),
             curves=[Markup(svg) for _, svg in curve_figures(jobs)],
@@ -83,16 +87,19 @@ def write_summary(page: Path, jobs: Sequence[Job], title: str, num_jobs: int = 0
 
 
 def print_summary(page: Path, jobs: Sequence[Job], num_jobs: int, console: Console) -> None:
-    """Print a line per setting, why jobs did not finish, and where the page lies."""
+    """Print a line per setting, why jobs did not finish, and where the page lies.
+
+    Of one setting alone, a line per arm.
+    """
     columns = measured_columns(jobs)
     if columns:
-        # An override each line: a terminal is not wide enough for two.
-        rows = {
-            setting.name.replace(" ", "\n") or "(all jobs)": [
-                _spell_mean(setting, column) for column in columns
-            ]
-            for setting in settings_of([job for job in jobs if job.finished])
-        }
+        settings = settings_of([job for job in jobs if job.finished])
+        if len(settings) > 1:
+            # An override each line: a terminal is not wide enough for two.
+            rows = {s.name.replace(" ", "\n"): mean_cells(s, columns) for s in settings}
+            console.print(f"arm {_own_arms(jobs)}; those of all arms are in the summary")
+        else:
+            rows = {arm: cells for _, arm, _, cells in arm_means(settings, columns)}
         for table in tables_by_split(columns, rows):
             console.print(table)
             console.print()
@@ -102,38 +109,6 @@ def print_summary(page: Path, jobs: Sequence[Job], num_jobs: int, console: Conso
             console.print(line, soft_wrap=True)
     count = f"{sum(job.finished for job in jobs)} of {max(num_jobs, len(jobs))} jobs finished"
     console.print(f"{count}; summary: {page}", soft_wrap=True)
-
-
-def measured_columns(jobs: Sequence[Job]) -> list[Column]:
-    """Return the columns that any of the jobs has a number in."""
-    keys = {column: (column.name, column.split) for column in COLUMNS}
-    return [c for c, key in keys.items() if any(job.value(key) is not None for job in jobs)]
-
-
-def job_rows(jobs: Sequence[Job], columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Return a row per job: its overrides, how it ended, the numbers of its arm."""
-    return [
-        {
-            **_overrides(job, jobs),
-            "status": job.outcome["status"],
-            "seconds": job.outcome["seconds"],
-            **{f"{c.split}/{c.name}": job.value((c.name, c.split)) for c in columns},
-            "folder": job.folder.name,
-            "error": job.outcome["error"],
-        }
-        for job in jobs
-    ]
-
-
-def arm_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Return a row per finished job and arm: overrides, seed, arm, <split>/<metric>..., folder."""
-    rows = []
-    for job in jobs:
-        arms = ordered((arm for _, _, arm in job.numbers), SAES) if job.finished else []
-        for own in arms:
-            numbers = {f"{s}/{name}": v for (name, s, arm), v in job.numbers.items() if arm == own}
-            rows.append({**_overrides(job, jobs), "arm": own, **numbers, "folder": str(job.folder)})
-    return rows
 
 
 def curve_figures(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
@@ -155,7 +130,12 @@ def curve_figures(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
 
 
 def setting_figures(settings: Sequence[Setting]) -> Iterator[tuple[str, str]]:
-    """Yield the title and the drawing of every plot of settings with their Pareto front."""
+    """Yield the title and the drawing of every plot of settings with their Pareto front.
+
+    There is none of jobs on different text or language models.
+    """
+    if len({job.measured_on for setting in settings for job in setting.jobs}) > 1:
+        return
     for x, y in PLOTS:
         points: dict[str, list[tuple[float, float]]] = {}
         for setting in settings:
@@ -169,10 +149,6 @@ def setting_figures(settings: Sequence[Setting]) -> Iterator[tuple[str, str]]:
             yield f"settings: {labels[1]} against {labels[0]}", svg
 
 
-def _overrides(job: Job, jobs: Sequence[Job]) -> dict[str, str]:
-    return {name: job.overrides.get(name, "") for other in jobs for name in other.overrides}
-
-
 def _reason(job: Job) -> str:
     if job.outcome["status"] != "running":
         return job.outcome["error"] or ""
@@ -183,16 +159,6 @@ def _reason(job: Job) -> str:
     return f"runs, or was killed ({where}{job.outcome['host']}){logged}; the same command continues"
 
 
-def _spell_mean(setting: Setting, column: Column) -> str:
-    mean, half = setting.mean((column.name, column.split))
-    if mean is None:
-        return "-"
-    return spell(mean) if half is None else f"{spell(mean)} ±{half:.2g}"
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)  # None is written as nothing
+def _own_arms(jobs: Sequence[Job]) -> str:
+    """Return the names of the arms that jobs are for."""
+    return ", ".join(dict.fromkeys(job.outcome["arm"] or "-" for job in jobs))

@@ -85,7 +85,6 @@ class LitSAE(L.LightningModule):
         sae.rescale_input(self.input_scale)
         self._last_log = 0, time.perf_counter()
         self.last_row: dict[str, float] = {}
-        self._narrow = NarrowWeights()
 
     def configure_model(self) -> None:
         """Share the weights out over the ranks, under a strategy that wants it (fsdp.py)."""
@@ -167,7 +166,9 @@ class LitSAE(L.LightningModule):
         check_dtypes(self.sae)
 
     def on_train_start(self) -> None:
-        """Start the clock of tokens_per_second."""
+        """Start the clock of tokens_per_second, and the watch over the weights."""
+        self._log_every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        self._narrow = NarrowWeights(self.num_steps // self._log_every)
         if self.screening == "auto":
             self.sae.screen_dtype = fast_dtype(self.device)
         self._last_log = self.global_step, time.perf_counter()
@@ -177,10 +178,7 @@ class LitSAE(L.LightningModule):
         self.sae.remove_parallel_gradient()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and return the decoder directions to norm 1.
-
-        Not in on_train_batch_end: checkpoints are written before it.
-        """
+        """Step, and return the decoder directions to norm 1, before a checkpoint is written."""
         super().optimizer_step(*args, **kwargs)
         self.sae.normalise_decoder()
 
@@ -222,7 +220,7 @@ class LitSAE(L.LightningModule):
     def _log(self, loss: Tensor, x: Tensor, out: SAEOutput, logged: dict[str, Tensor]) -> None:
         # Reading values back costs a device sync: only do it at the steps that the logger takes.
         steps = self.global_step + 1
-        if steps % self.trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
+        if steps % self._log_every:
             return
         now = time.perf_counter()
         num_tokens = (steps - self._last_log[0]) * len(x) * self.trainer.world_size

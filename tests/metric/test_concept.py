@@ -105,9 +105,15 @@ def test_sources_of_ten_documents_are_concepts():
 
 def test_sources_that_are_too_fine_are_joined_by_their_first_parts():
     sources = [f"scipy.stats.f{i}" for i in range(12)] + [f"torch.nn.m{i}" for i in range(12)]
-    assert concept_labels(sources)[0] == ["scipy.stats", "torch.nn"]
+    assert concept_labels([*sources, "other"])[0] == ["scipy.stats", "torch.nn"]
     sources = [f"scipy.m{i}.f" for i in range(12)] + [f"torch.m{i}.f" for i in range(12)]
-    assert concept_labels(sources)[0] == ["scipy", "torch"]
+    assert concept_labels([*sources, "other"])[0] == ["scipy", "torch"]
+
+
+def test_two_sources_of_all_documents_are_one_question_and_no_concepts():
+    sources = ["physics.jsonl"] * 20 + ["general.jsonl"] * 30
+    assert concept_labels(sources)[0] == []
+    assert len(concept_labels([*sources, *["reviews.jsonl"] * 10])[0]) == 3
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -151,10 +151,26 @@ def test_the_effective_sample_size_is_that_of_the_weights(apply, tilt):
     assert logged["largest_weight"].item() == pytest.approx(weights.max().item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("tilt", [math.nan, math.inf, -math.inf])
-def test_a_tilt_that_is_not_finite_is_refused(tilt):
-    with pytest.raises(ValueError, match=r"tilt must be finite.*objective\.tilt=5, or 1e9"):
+@pytest.mark.parametrize("tilt", [math.nan, math.inf, -math.inf, 1e308])
+def test_a_tilt_that_is_not_finite_or_would_not_stay_so_is_refused(tilt):
+    with pytest.raises(
+        ValueError, match=r"objective\.tilt must lie in .*; set objective\.tilt=5, "
+    ):
         TERM(tilt=tilt)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tilt", [0.0, 2.0, 300.0, 1e9, -1e9, 1e39])
+def test_losses_of_any_precision_give_the_numbers_of_float64(dtype, tilt):
+    losses = torch.tensor([1, 2, 3]).to(dtype)
+    exact = losses.double()
+    torch.testing.assert_close(ssae.tilted_mean(losses, tilt).double(),
+                               ssae.tilted_mean(exact, tilt), rtol=1e-6, atol=0)  # fmt: skip
+    weights = ssae.tilt_weights(losses, tilt)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(
+        weights.double(), torch.softmax(tilt * exact, 0), rtol=1e-6, atol=1e-40
+    )
 
 
 def test_no_losses_a_matrix_of_losses_and_tilt_nan_are_refused():

@@ -13,8 +13,9 @@ import yaml
 from rich.console import Console
 
 from ssae import cli
-from ssae.sweep.jobs import read_jobs, settings_of, spell_settings
+from ssae.sweep.jobs import read_jobs
 from ssae.sweep.report import parse, report
+from ssae.sweep.setting import settings_of, spell_settings
 from tests.sweep.conftest import ARMS
 from tests.training.wandb_service import records
 

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from ssae.sweep.jobs import read_jobs, settings_of
+from ssae.sweep.jobs import read_jobs
+from ssae.sweep.setting import settings_of
 from ssae.sweep.summary import summarise
 
 
@@ -98,3 +99,50 @@ def test_settings_that_only_differ_where_names_are_cut_keep_their_names(tmp_path
         job(tmp_path, number, 0.5, f"specialist.lr={lr}")
     names = [setting.name for setting in settings_of(read_jobs(tmp_path))]
     assert names == ["specialist.lr=0.00100001", "specialist.lr=0.00100002"]
+
+
+def write_metrics(folder: Path, number: int, rows: list[tuple]) -> None:
+    keys = ("sae", "name", "split", "value", "reference")
+    found = [dict(zip(keys, row, strict=False)) | {"band": "all"} for row in rows]
+    (folder / f"job{number}" / "metrics.json").write_text(json.dumps(found))
+
+
+def test_arms_have_their_means_and_differences_are_those_from_the_generalist(tmp_path):
+    split = "subdomain_test"
+    for seed, fvu in enumerate((0.2, 0.4)):
+        job(tmp_path, seed, fvu, f"seed={seed}")
+        rows: list[tuple] = []
+        for arm, reference in (("generalist", "specialist"), ("specialist", "generalist")):
+            sign = 1 if arm == "generalist" else -1
+            rows += [
+                (arm, "fvu", split, fvu + 0.1 * sign),
+                (arm, "fvu_difference", split, 7.0 * sign, "control"),
+                (arm, "fvu_difference", split, 0.2 * sign, reference),
+            ]
+        write_metrics(tmp_path, seed, rows)
+    text = printed(tmp_path)
+    assert "generalist 0.4000 ±1.3" in text
+    assert "specialist 0.2000 ±1.3" in text
+    page = (tmp_path / "summary.html").read_text()
+    assert page.count("0.4000 ±1.3") == 1
+    with (tmp_path / "arms.csv").open(newline="") as file:
+        found = {(row["seed"], row["arm"]): row for row in csv.DictReader(file)}
+    assert float(found["0", "specialist"][f"{split}/fvu_difference"]) == -0.2
+    assert found["0", "generalist"][f"{split}/fvu_difference"] == ""
+
+
+def test_jobs_on_other_text_are_not_ranked(tmp_path):
+    for number, pool in enumerate(("a.txt", "b.txt")):
+        job(tmp_path, number, 0.1, f"corpus.pool={pool}")
+        hydra = tmp_path / f"job{number}" / ".hydra"
+        hydra.mkdir()
+        (hydra / "config.yaml").write_text(f"corpus: {{pool: {pool}}}\n")
+    printed(tmp_path)
+    assert "Pareto front" not in (tmp_path / "summary.html").read_text()
+
+
+def test_a_key_is_not_cut_to_one_that_all_jobs_have(tmp_path):
+    for number, tokens in enumerate(("100", "200")):
+        job(tmp_path, number, 0.5, "budget_tokens=50", f"generalist.budget_tokens={tokens}")
+    names = [setting.name for setting in settings_of(read_jobs(tmp_path))]
+    assert names == ["generalist.budget_tokens=100", "generalist.budget_tokens=200"]
