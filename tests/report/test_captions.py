@@ -64,7 +64,7 @@ def test_the_error_of_rare_types_is_weighted_by_their_tokens():
                                  (5, 3, 1.0), (6, 1, 5.0))
     ]  # fmt: skip
     assert captions.error_by_rank(rows, **OPTIONS) == (
-        "Mean error of types from rank 5 on: 2.000 (control)."
+        "Mean error of tokens whose type has rank 5 or more: 2.000 (control)."
     )
 
 
