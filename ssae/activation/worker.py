@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -66,11 +66,20 @@ class Background:
             torch.set_num_threads(max(1, num_others))
 
     def submit(self, work: Callable[[threading.Event], T]) -> Callable[[], T]:
-        """Queue the work."""
+        """Queue the work.
+
+        Raises:
+            CancelledError: it has been closed, perhaps by another thread, just now.
+        """
         released = None
         if self._stream is not None:  # what it overwrites may still be being copied
             released = torch.cuda.current_stream(self._device).record_event()
-        return self._executor.submit(self._run, work, released).result
+        try:
+            return self._executor.submit(self._run, work, released).result
+        except RuntimeError:
+            if self._stop.is_set():
+                raise CancelledError from None
+            raise
 
     def close(self) -> None:
         """Stop the work at its next look at the event, and wait for the thread to end."""
