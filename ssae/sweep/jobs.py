@@ -127,6 +127,7 @@ def _told_apart(paths: Sequence[Path], words: Sequence[dict[str, str]]) -> list[
         return list(words)
     names = [path.parent if (path / FILE).exists() else path for path in paths]
     short = len({name.name for name in names}) == len(set(names))
+    names = [name.resolve() for name in names]  # some may be given relative, others not
     shared = Path(os.path.commonpath(names))
     return [
         {FOLDER: name.name if short else str(name.relative_to(shared)), **one}

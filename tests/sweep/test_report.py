@@ -189,3 +189,15 @@ def test_wandb_gets_a_row_for_every_job_and_arm_and_the_figures(sweep: Path, sta
     assert len(table["data"]) == 4 * len(ARMS)
     columns = {"sae.k", "seed", "arm", "subdomain_test/l0", "subdomain_test/perplexity_spliced"}
     assert columns <= set(table["columns"])
+
+
+def test_folders_of_one_name_are_told_apart_however_they_are_given(tmp_path, monkeypatch):
+    for parent in ("a", "b"):
+        folder = tmp_path / parent / "mine" / "job0"
+        folder.mkdir(parents=True)
+        record = {"status": "failed", "verb": "run", "overrides": ["seed=0"], "arm": None,
+                  "error": "x", "seconds": 1.0, "host": "n", "job": None}  # fmt: skip
+        (folder / "outcome.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    jobs = read_jobs(Path("a/mine"), tmp_path / "b/mine")
+    assert sorted(job.overrides["folder"] for job in jobs) == ["a/mine", "b/mine"]
