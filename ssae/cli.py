@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssae import __version__
 from ssae.config import CONF, register_resolvers
 from ssae.explain import explain
-from ssae.help import VERB_HELP, VERBS, help_text
+from ssae.help import OWN_EXPERIMENT, VERB_HELP, VERBS, help_text
 from ssae.process.allocator import tune_allocator
 from ssae.process.signals import (
     Interrupted,
@@ -120,6 +120,13 @@ def call_verb(verb: str, study: Any) -> None:
             artifact = evaluate(study)
             write_evaluation(study, artifact)
             print_made(artifact)
+        case "shift":
+            from ssae.run import write_shift
+            from ssae.shift import shift
+
+            artifact = shift(study)
+            write_shift(study, artifact)
+            print_made(artifact)
         case "export":
             from ssae.export import export
 
@@ -163,6 +170,8 @@ def main() -> None:
     # argparse takes flags before overrides only; people write them anywhere.
     flags = [word for word in arguments[1:] if word.startswith("-") or re.fullmatch(r"\w+", word)]
     overrides = [word for word in arguments[1:] if word not in flags]
+    if verb in OWN_EXPERIMENT and not any(word.startswith("experiment=") for word in overrides):
+        overrides = [f"experiment={OWN_EXPERIMENT[verb]}", *overrides]
     sys.argv[1:] = [*flags, f"verb={verb}", *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the lines below
     interrupt_on_signals()

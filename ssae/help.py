@@ -8,9 +8,13 @@ VERBS = {
     "harvest": "store the language model's activations on an arm's documents",
     "train": "train the SAE of one arm (arm=specialist), and what it starts from",
     "evaluate": "measure every arm on the subdomain's and the general test split",
+    "shift": "take a spurious attribute (gender) out of a classifier by ablating its latents",
     "export": "write an arm's SAE, or any saved one, in the format of another library",
     "report": "draw the summary and the Pareto curves of finished runs and sweeps again",
 }
+
+OWN_EXPERIMENT = {"shift": "synthetic_bios"}
+"""Verbs whose embedded study is another one than the default."""
 
 HELP = """\
 ssae: specialised sparse autoencoders - find the rare concepts of a subdomain in a language model
@@ -25,6 +29,7 @@ All verbs read one composed config; an override has one spelling everywhere:
   ssae train arm=specialist objective=term objective.tilt=-2 sae.k=32
   ssae run -m seed=0,1,2                      a sweep (hydra/launcher=joblib or slurm: in parallel)
   ssae run -m sae.k=8,16,32 seed=0,1,2        Pareto curves: its summary.html
+  ssae shift                                  Bias in Bios on synthetic biographies
   ssae report runs/docstrings/mine            the same again, nothing is trained
 
 Groups (group=choice):
@@ -78,6 +83,18 @@ trainer=fsdp: they share an SAE that is too wide for one of them""",
 reads   every arm's SAE, both test splits
 writes  artifacts/evaluate/<hash>/{metrics.json, tables.json}
 steered by  evaluation_tokens, frequency_tokens, num_bootstraps, arm=<whose latents to compare>""",
+    "shift": """\
+reads   labelled documents (labelled=synthetic|files|bias_in_bios): text, shift.label,
+        shift.spurious; generalist and specialist, trained for each of shift.seeds, shift.widths
+writes  runs/<name>/<time>/{shift.html, table.md, metrics.json, artifacts/shift/}
+        artifacts/shift/<hash>/candidates.html and .yaml: what latents read, for a person to judge
+continue with your own judgement: edit candidates.yaml, then the same with shift.candidates=FILE
+steered by  shift.*, labelled.*, shift/probe=logistic|published, hookpoint (where the probe reads),
+  shift.hookpoints=[where SAEs read], sae.*, generalist.*, specialist.*, budget_tokens
+without experiment=, it takes experiment=synthetic_bios: no account, no download, two minutes
+  ssae shift experiment=bias_in_bios          LabHC/bias_in_bios and Pythia-70M, from the hub
+  ssae shift experiment=labelled_files corpus.pool=POOL labelled.path=FILE language_model.name=DIR
+a folder of SAEs of all layers: 'arms.generalist.init_from="saes/{hookpoint}"' shift.widths=[1]""",
     "export": """\
 reads   the SAE of arm=, or export.sae=<folder in any format, or id on the hub>
 writes  export.path=<folder>, loads it again and compares both on random input

@@ -20,13 +20,14 @@ from ssae.metric.rows import row
 from ssae.process.ranks import rank
 from ssae.read_pool import read_corpus
 from ssae.report.html import write_report
+from ssae.report.shift import print_shift, write_shift_report
 from ssae.report.terminal import print_table
 from ssae.retrieve import ranking_quality, retrieve, retrieve_for
 from ssae.retriever.base import Retriever
 from ssae.sae.files import load_description
 from ssae.study import Study
 from ssae.train import train
-from ssae.training.results import log_evaluation
+from ssae.training.results import log_evaluation, log_shift
 
 OWN = "retriever"
 """The key of `compare` that is the study's own."""
@@ -59,11 +60,7 @@ def compared(study: Study) -> dict[str, Retriever]:
 def write_run(study: Study, made: dict[str, Artifact]) -> Path:
     """Write links, metrics.json and report.html into the run directory; return the report."""
     folder = study.run_dir
-    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-    for name, artifact in made.items():
-        link = folder / "artifacts" / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(artifact.path.resolve(), target_is_directory=True)
+    link_artifacts(study, made)
     metrics = _read(made["evaluate"].path / "metrics.json")
     tables = _read(made["evaluate"].path / "tables.json")
     for name in compared(study):
@@ -72,18 +69,33 @@ def write_run(study: Study, made: dict[str, Artifact]) -> Path:
     shown = documents.select(range(min(NUM_SHOWN, len(documents))))
     tables["retrieved"] = shown.select_columns(["rank", "score", "source", "text"]).to_list()
     write_metrics(study, metrics)
-    config = folder / ".hydra" / "config.yaml"
     write_report(
         folder / "report.html",
         title=study.name,
         summary=_summary(study, made),
         metrics=metrics,
         tables=tables,
-        config=config.read_text(encoding="utf-8") if config.exists() else "",
+        config=composed_config(study),
     )
     log_evaluation(study, metrics, tables, folder / "report.html")
     print_table(metrics)
     return folder / "report.html"
+
+
+def link_artifacts(study: Study, made: dict[str, Artifact]) -> None:
+    """Make links to the artifacts of a run in its directory, artifacts/<name>."""
+    folder = study.run_dir / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, artifact in made.items():
+        link = folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(artifact.path.resolve(), target_is_directory=True)
+
+
+def composed_config(study: Study) -> str:
+    """Return the config that Hydra wrote into the run directory, if it did."""
+    config = study.run_dir / ".hydra" / "config.yaml"
+    return config.read_text(encoding="utf-8") if config.exists() else ""
 
 
 def write_evaluation(study: Study, evaluated: Artifact) -> None:
@@ -98,6 +110,40 @@ def write_metrics(study: Study, metrics: list[dict[str, Any]]) -> None:
     if rank() == 0:
         text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
         (study.run_dir / "metrics.json").write_text(text, encoding="utf-8")
+
+
+def write_shift(study: Study, made: Artifact) -> None:
+    """Write links, metrics.json, table.md and shift.html of `ssae shift`; print the table."""
+    if rank() > 0:
+        return
+    link_artifacts(study, {"shift": made})
+    metrics, settings = _read(made.path / "metrics.json"), study.shift
+    write_metrics(study, metrics)
+    groups = "; ".join(f"{name}: {count:,}" for name, count in made.manifest["groups"].items())
+    left_out = ", ".join(
+        f"{made.manifest[f'num_{reason}']:,} {words}"
+        for reason, words in (("seen_by_saes", "seen by SAEs"), ("repeats", "repeats"))
+    )
+    page = write_shift_report(
+        study.run_dir,
+        name=study.name,
+        label=settings.label,
+        spurious=settings.spurious,
+        summary={
+            "language model": study.language_model.name,
+            "probe reads": study.language_model.resolve(study.hookpoint),
+            "documents": groups,
+            "left out": left_out,
+            "seeds": ", ".join(map(str, settings.seeds)),
+            "folds": str(settings.num_folds or "the data's own split"),
+            "probe": repr(settings.probe),
+        },
+        metrics=metrics,
+        config=composed_config(study),
+    )
+    print_shift(metrics, settings.label, settings.spurious)
+    log_shift(study, metrics, page)
+    Console().print(f"report: {page}", soft_wrap=True)
 
 
 def training_rows(trained: Artifact, batch_size_tokens: int) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ from ssae.activation.rows import PACKINGS, POLICIES
 from ssae.activation.source import Supply
 from ssae.arm import Arm, Training
 from ssae.corpus.base import Corpus
+from ssae.labelled.base import Labelled
 from ssae.language_model.frozen import LanguageModel
+from ssae.probe.settings import Shift
 from ssae.retriever.base import Retriever
 from ssae.sae.formats import FORMATS
 from ssae.selection import Selection
@@ -79,6 +81,8 @@ class Study:
     evaluation_tokens: int
     num_bootstraps: int
     minimise: str
+    labelled: Labelled
+    shift: Shift
     export: Export
 
     def __post_init__(self) -> None:
@@ -133,7 +137,7 @@ class Study:
                         f"arms.{name}.init_from leads in a circle: {path}; "
                         f"set arms.{name}.init_from=null"
                     )
-        if not re.fullmatch(r"(subdomain|general)_test/\w+/\w+", self.minimise):
+        if not re.fullmatch(r"(subdomain_test|general_test|labelled)/\w+/[\w.]+", self.minimise):
             raise ValueError(
                 f"minimise must be <split>/<metric>/<arm>, got {self.minimise!r}; "
                 "set minimise=subdomain_test/perplexity_spliced/specialist"

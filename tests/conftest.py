@@ -37,9 +37,12 @@ from ssae.artifact.store import Artifact, build
 from ssae.corpus.base import SPLITS, Corpus, load_split
 from ssae.corpus.files import Files
 from ssae.corpus.part import Part
+from ssae.labelled.synthetic import SyntheticBios
 from ssae.language_model.frozen import LanguageModel
 from ssae.objective.erm import ERM
 from ssae.pool.pool import Pool
+from ssae.probe.linear import Logistic
+from ssae.probe.settings import Shift
 from ssae.read_pool import read_corpus
 from ssae.retriever.random import Random
 from ssae.sae.base import SparseAutoencoder
@@ -283,6 +286,19 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
             "evaluation_batch_tokens": 256, "evaluation_tokens": 600, "num_bootstraps": 50,
             "minimise": "subdomain_test/perplexity_spliced/second",
             "export": Export(sae=None, format="saelens", path=None),
+            "labelled": SyntheticBios(
+                label="profession", spurious="gender", num_documents=160, correlation=0.75,
+                purity=0.9, cues=0.8, seed=0,
+            ),
+            "shift": Shift(
+                label="profession", spurious="gender", classes=None, values=None,
+                generalist="first", specialist="second", hookpoints=None, widths=[1, 0.5],
+                seeds=[0, 1], num_folds=2, min_documents=2, probe=Logistic(C=1.0),
+                attribution="integrated_gradients", attribution_steps=4, num_examples=8,
+                num_candidates=8, min_effect=0.0, min_auroc=0.6,
+                word_pairs=[["he", "she"], ["his", "her"], ["him", "her"]], examples=None,
+                candidates=None, concepts=["nurse", "ward"], num_contexts=2,
+            ),
         }  # fmt: skip
         return Study(**(study | changes))
 

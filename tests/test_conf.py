@@ -23,6 +23,11 @@ NEEDED = {
     "experiment=files": [
         "corpus.pool=pool.jsonl", "corpus.seeds=seeds.jsonl", "language_model.name=a/b",
     ],
+    "corpus=labelled_seeds": ["corpus.pool=pool.jsonl"],
+    "labelled=files": ["labelled.path=bios.jsonl"],
+    "experiment=labelled_files": [
+        "corpus.pool=pool.jsonl", "labelled.path=bios.jsonl", "language_model.name=a/b",
+    ],
     "retriever/embedder=hf": ["retriever.embedder.name=a/b"],
 }  # fmt: skip
 

@@ -98,6 +98,10 @@ class Rows:
             torch.from_numpy(inside & ~self._special[ids]),
         )
 
+    def row_documents(self) -> np.ndarray:
+        """Return the document of each row (num_rows,), the first of a packed one."""
+        return np.asarray(self._document_ids[self._starts])
+
     def document_counts(self) -> Tensor:
         """Return how many tokens of text each document has, (num_documents,) int64."""
         counts = np.zeros(self.num_documents, dtype=np.int64)

@@ -8,7 +8,7 @@ from ssae.process.allocator import tune_allocator
 
 tune_allocator()  # before the import that starts torch
 
-from ssae.bench import data, e2e, index, measures, step, tracin  # noqa: E402
+from ssae.bench import data, e2e, index, measures, shift, step, tracin  # noqa: E402
 
 BENCHMARKS = {
     "step": (step, "one training step"),
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "data": (data, "harvest, loader and memory"),
     "index": (index, "nearest neighbours among many documents"),
     "tracin": (tracin, "scoring documents by TracIn"),
+    "shift": (shift, "effects and ablations of latents"),
     "measures": (measures, "what evaluation measures beside the SAE's forward pass"),
 }
 

@@ -99,19 +99,21 @@ class Hub(Corpus):
         return dataclasses.asdict(excerpt) | {"revision": self._commit(split, excerpt)}
 
     def _commit(self, split: str, excerpt: Excerpt) -> str:
-        revision = excerpt.revision
-        if revision is not None and COMMIT.fullmatch(revision):
-            return revision
         try:
-            return _sha(excerpt.path, revision)
+            return commit_of(excerpt.path, excerpt.revision)
         # The transport's own exceptions change with the version of huggingface_hub.
         except Exception as error:
             raise unreachable(split, excerpt, error) from error
 
 
 @functools.cache
-def _sha(path: str, revision: str | None) -> str:
-    """Ask the hub for a commit, once: a branch that moves must not divide a run."""
+def commit_of(path: str, revision: str | None) -> str:
+    """Return a dataset's commit; the hub is asked once: a branch that moves must not divide a run.
+
+    A full commit is not asked for.
+    """
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
     sha = HfApi().dataset_info(path, revision=revision).sha
     assert sha is not None
     return sha

@@ -8,7 +8,7 @@ logits = lm.splice(input_ids, "gpt_neox.layers.3", fn)    # fn maps x to what re
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,30 @@ class LanguageModel:
         self.check_causal()
         [module] = self._modules([hookpoint]).values()
         forward = functools.partial(self._forward, input_ids, attention_mask)
-        return hooks.splice(forward, module, input_ids.shape, fn, hookpoint).logits
+        with torch.no_grad():
+            return hooks.splice(forward, {hookpoint: (module, fn)}, input_ids.shape).logits
+
+    def capture_spliced(
+        self,
+        input_ids: Tensor,
+        hookpoint: str,
+        edits: Mapping[str, Callable[[Tensor], Tensor]],
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the module's output (batch, length, d_in) with those of others replaced.
+
+        Args:
+            input_ids: (batch, length).
+            hookpoint: whose output is returned; the forward stops there.
+            edits: {hookpoint: fn}, fn maps x to what replaces it. They may be differentiated.
+            attention_mask: (batch, length), 0 where padded.
+        """
+        # One by one: the hookpoint may be among those that are edited.
+        [last] = self._modules([hookpoint]).values()
+        modules = self._modules(list(edits)) if edits else {}
+        replaced = {name: (module, edits[name]) for name, module in modules.items()}
+        forward = functools.partial(self._forward, input_ids, attention_mask)
+        return hooks.splice(forward, replaced, input_ids.shape, (hookpoint, last))
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
         device = self.device_used

@@ -60,26 +60,56 @@ def read(
     return {hookpoint: found[hookpoint] for hookpoint in modules}
 
 
-@torch.no_grad()
 def splice(
     forward: Callable[[], Any],
-    module: nn.Module,
+    edits: Mapping[str, tuple[nn.Module, Callable[[Tensor], Tensor]]],
     shape: torch.Size,
-    fn: Callable[[Tensor], Tensor],
-    hookpoint: str,
+    until: tuple[str, nn.Module] | None = None,
 ) -> Any:
-    """Return what the forward gives with the module's output x (*shape, d_in) replaced by fn(x)."""
+    """Return what the forward gives with outputs x (*shape, d_in) of modules replaced by fn(x).
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+    Gradients flow where the caller lets them. A module that is called more than once is edited each
+    time.
+
+    Args:
+        forward: runs the model.
+        edits: {hookpoint: (module, fn)}.
+        shape: (batch, length).
+        until: (hookpoint, module) whose output, edits included, is returned instead; the forward
+            stops there.
+    """
+    found: list[Tensor] = []
+
+    def edit(
+        module: nn.Module, args: Any, output: Any, *, hookpoint: str, fn: Callable[[Tensor], Tensor]
+    ) -> Any:
         x = _hidden(output, shape, hookpoint)
         replaced = fn(x).to(x)
         return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
 
-    handle = module.register_forward_hook(hook)
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        assert until is not None
+        found.append(_hidden(output, shape, until[0]))
+        raise _Stop
+
+    handles = [
+        module.register_forward_hook(functools.partial(edit, hookpoint=hookpoint, fn=fn))
+        for hookpoint, (module, fn) in edits.items()
+    ]
+    if until is not None:  # after the edits: of one module's hooks, the later sees what they made
+        handles.append(until[1].register_forward_hook(stop))
     try:
-        return forward()
+        output = forward()
+    except _Stop:
+        return found[0]
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+    if until is not None:
+        raise ValueError(
+            f"hookpoint {until[0]!r} takes no part when the model reads text; set hookpoint=auto"
+        )
+    return output
 
 
 def resolve(model: nn.Module, hookpoint: str, name: str) -> str:

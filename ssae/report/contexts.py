@@ -68,7 +68,7 @@ def latent_card(latent: Mapping[str, Any], styles: Mapping[str, Style]) -> dict[
                 "rgb": " ".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5)),
                 "firing_rate": latent["firing_rates"].get(sae),
                 "contexts": [{**c, "pieces": pieces(c, largest)} for c in contexts],
-                "peaks": _peaks(contexts),
+                "peaks": peak_tokens(contexts),
             }
         )
     return {
@@ -85,7 +85,7 @@ def _active(activation: float | None) -> float:
     return max(0.0, activation) if activation is not None and math.isfinite(activation) else 0.0
 
 
-def _peaks(contexts: Sequence[Mapping[str, Any]]) -> list[str]:
+def peak_tokens(contexts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the distinct peak tokens, the most frequent first: what one reads before opening."""
     tokens = [visible(context["tokens"][context["peak"]]).strip() for context in contexts]
     return sorted(set(tokens), key=lambda token: (-tokens.count(token), tokens.index(token)))[:5]

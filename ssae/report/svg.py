@@ -44,7 +44,7 @@ def canvas(height: float) -> tuple[Figure, Axes]:
 
 def plain(text: str) -> str:
     """Return a text that matplotlib can set: what its font or XML does not have becomes "?"."""
-    text = re.sub(r"[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]", "?", text)
+    text = re.sub(r"[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]|[\u202a-\u202e\u2066-\u2069]", "?", text)
     return f" {text}" if text.startswith("_") else text  # a leading "_" hides a legend entry
 
 

@@ -9,8 +9,15 @@ from ssae.report.table import HEADLINE, SAES, Column, ordered, spell
 from ssae.sweep.jobs import Job
 from ssae.sweep.setting import Setting
 
-COLUMNS = (*HEADLINE, Column("fvu", "train", "fvu", -1), Column("l0", "train", "l0", 0))
-"""What a sweep of run or evaluate measures; then a sweep of train, in the batch logged last."""
+COLUMNS = (
+    *HEADLINE,
+    Column("fvu", "train", "fvu", -1),
+    Column("l0", "train", "l0", 0),
+    Column("label_accuracy", "labelled", "label accuracy", 1),
+    Column("spurious_accuracy", "labelled", "spurious accuracy", 0),
+    Column("worst_group_accuracy", "labelled", "worst group", 1),
+)
+"""What a sweep of run or evaluate measures; of train, in the batch logged last; of shift."""
 
 
 def measured_columns(jobs: Sequence[Job]) -> list[Column]:

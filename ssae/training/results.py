@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssae.process.ranks import rank
+from ssae.report.shift_table import table_rows
 from ssae.report.table import Metric, find, number
 from ssae.training.logger import finish, log_metrics, make_logger
 from ssae.training.media import as_figures, as_histograms, as_html, as_tables, log_media
@@ -26,7 +27,7 @@ HEADLINE = {  # name: metric and split of the studied arm
 }
 """By which runs of a project are sorted and drawn against each other: plain numbers of the summary,
 which a `define_metric` with a summary of its own would turn into mappings."""
-NO_CONFIG = ("artifacts", "run_dir", "logger", "trainer", "export", "minimise")
+NO_CONFIG = ("artifacts", "run_dir", "logger", "trainer", "export", "minimise", "labelled", "shift")
 """Of a study: where things go and what computes them, not what they are."""
 
 
@@ -52,6 +53,24 @@ def log_evaluation(
     if page is not None:
         log_media(logger, lambda: _page(page.read_text(encoding="utf-8")))
     log_metrics(logger, all_numbers(metrics) | headline_numbers(metrics, study.arm))
+    logger.save()
+    finish(logger)
+
+
+def log_shift(study: "Study", metrics: Sequence[Metric], page: Path) -> None:
+    """Log the numbers of `ssae shift`, shift/<metric>/<row>, W&B also the table and the page."""
+    logger = make_logger(study, "shift", study_config(study) | {"shift": study.shift})
+    if logger is None:
+        return
+    rows = table_rows(metrics)
+    numbers = {
+        f"shift/{name}/{row.title}": metric["value"]
+        for row in rows
+        for name, metric in row.numbers.items()
+    }
+    log_media(logger, lambda: as_tables({"shift": metrics}))
+    log_media(logger, lambda: _page(page.read_text(encoding="utf-8")))
+    log_metrics(logger, numbers)
     logger.save()
     finish(logger)
 

@@ -35,9 +35,9 @@ def documents(hub: Hub) -> list[tuple[str, str]]:
 
 @pytest.fixture(autouse=True)
 def nothing_known():
-    hub._sha.cache_clear()
+    hub.commit_of.cache_clear()
     yield
-    hub._sha.cache_clear()
+    hub.commit_of.cache_clear()
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_the_commit_decides_the_content(endpoint: list, monkeypatch: pytest.Monk
     assert content_hash(corpus().identity()) == before
     monkeypatch.setattr(hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="f" * 40))
     assert content_hash(corpus().identity()) == before  # a run sees one commit
-    hub._sha.cache_clear()
+    hub.commit_of.cache_clear()
     assert content_hash(corpus().identity()) != before
 
 
