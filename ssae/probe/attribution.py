@@ -82,7 +82,7 @@ def integrated_gradients(
                 steps = torch.arange(num_steps, device=f.device) / num_steps
                 points = (x[text] - steps[:, None, None] * f).requires_grad_()
                 copies = _repeated(batch, num_steps)
-                gradient = _gradient(lm, copies, site, hookpoint, points, slope)
+                gradient = _gradient(lm, copies, site, hookpoint, points, x, slope)
             zero = f.new_zeros(site.sae.d_sae)
             active = out.latents.active
             slopes = active.pre_acts(gradient, site.sae.W_dec.detach(), zero)
@@ -160,17 +160,25 @@ def _encode(lm: LanguageModel, batch: Batch, site: Site) -> tuple[SAEOutput, Ten
 
 
 def _gradient(
-    lm: LanguageModel, copies: Batch, site: Site, hookpoint: str, points: Tensor, slope: Tensor
+    lm: LanguageModel,
+    copies: Batch,
+    site: Site,
+    hookpoint: str,
+    points: Tensor,
+    clean: Tensor,
+    slope: Tensor,
 ) -> Tensor:
-    """Return dm/dx (num_text, d_in), the mean over `points` (K, num_text, d_in)."""
-    text = copies.text
+    """Return dm/dx (num_text, d_in), the mean over `points` (K, num_text, d_in).
 
-    def put(x: Tensor) -> Tensor:
-        x = x.clone()
-        x[text.to(x.device)] = points.flatten(0, 1).to(x)
-        return x
+    `clean` (num_rows, longest, d_in) is x: at special tokens it stays.
+    """
+    whole = clean.repeat(len(points), 1, 1)
+    whole[copies.text.to(clean.device)] = points.flatten(0, 1).to(clean)
 
-    with torch.enable_grad():
+    def put(_: Tensor) -> Tensor:
+        return whole
+
+    with torch.enable_grad(), lm.rest_of(site.hookpoint, hookpoint):
         last = _last(lm, copies, hookpoint, {site.hookpoint: put})
         m = (last.float() * slope.to(last.device).repeat(len(points), 1, 1)).sum()
         [gradient] = torch.autograd.grad(m, points)

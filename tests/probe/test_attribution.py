@@ -9,14 +9,14 @@ from tests.probe.conftest import PROBED, planted, text_rows
 EARLIER = ["gpt_neox.layers.0", "gpt_neox.layers.1"]
 
 
-def margins(case, edit_at=None, fn=None):
+def margins(case, edit_at=None, fn=None, probed=PROBED):
     """m(x) of each document, and of one with an edited activation at a hookpoint."""
     found = []
     for document, sign in zip(case.documents.tolist(), case.sign.tolist(), strict=True):
         parts = []
         for batch in text_rows(case.rows, document):
             edits = {} if edit_at is None else {edit_at: lambda x, b=batch: fn(x, b)}
-            parts.append(case.lm.capture_spliced(batch.input_ids, PROBED, edits)[0].double())
+            parts.append(case.lm.capture_spliced(batch.input_ids, probed, edits)[0].double())
         mean = torch.cat(parts).mean(0)
         found.append(-sign * (mean @ case.probe.weight + case.probe.bias))
     return torch.stack(found)
@@ -38,11 +38,11 @@ def ablating(sae, latent):
 
 
 @torch.no_grad()
-def brute_force(case, site):
-    clean = margins(case)
+def brute_force(case, site, probed=PROBED):
+    clean = margins(case, probed=probed)
     return np.array(
         [
-            float((margins(case, site.hookpoint, ablating(site.sae, j)) - clean).mean())
+            float((margins(case, site.hookpoint, ablating(site.sae, j), probed) - clean).mean())
             for j in range(site.sae.d_sae)
         ]
     )
@@ -147,11 +147,28 @@ def test_the_size_of_a_batch_changes_nothing_but_rounding(case):
 
 
 def test_an_encoder_is_attributed_too(bert, rows_of, texts, case):
-    rows = rows_of(texts, language_model=bert, context_length=20)
-    site = Site("encoder.layer.0", planted())
-    probed = "encoder.layer.2"
-    shared = (bert, rows, case.documents, case.sign, probed, case.probe, [site])
+    own = case._replace(lm=bert, rows=rows_of(texts, language_model=bert, context_length=20))
+    site, probed = Site("encoder.layer.0", planted()), "encoder.layer.2"
+    shared = (bert, own.rows, own.documents, own.sign, probed, own.probe, [site])
     [exact] = exact_effects(*shared, batch_tokens=400)
-    [gradients] = integrated_gradients(*shared, 64, batch_tokens=4000)
-    chosen = np.abs(exact) > 0
-    assert np.corrcoef(exact[chosen], gradients[chosen])[0, 1] > 0.8
+    np.testing.assert_allclose(exact, brute_force(own, site, probed), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["neox", "llama", "bert"])
+def test_only_the_blocks_behind_an_sae_run(model, request):
+    """And a block that is edited whole gives what a whole pass gives."""
+    lm = request.getfixturevalue(model)
+    blocks = lm.resolve("auto").rpartition(".")[0]
+    first, last = f"{blocks}.0", f"{blocks}.{len(lm.model.get_submodule(blocks)) - 1}"
+    ids = torch.randint(5, 290, (3, 7), generator=torch.Generator().manual_seed(0))
+    x = lm.capture(ids, first)
+    ran = []
+    inside = next(lm.model.get_submodule(first).children())
+    handle = inside.register_forward_hook(lambda *_: ran.append(1))
+    with lm.rest_of(first, last), torch.no_grad():
+        ran.clear()
+        found = lm.capture_spliced(ids, last, {first: lambda _: x})
+        assert not ran
+    torch.testing.assert_close(found, lm.capture(ids, last))
+    assert ran  # what was put aside is back
+    handle.remove()
