@@ -31,6 +31,8 @@ from ssae.training.results import log_evaluation, log_shift
 
 OWN = "retriever"
 """The key of `compare` that is the study's own."""
+LEFT_OUT = {"seen_by_saes": "seen by SAEs", "repeats": "repeats", "empty": "empty"}
+"""Why labelled documents are left out."""
 NUM_SHOWN = 10
 """Retrieved documents in the report."""
 
@@ -121,8 +123,7 @@ def write_shift(study: Study, made: Artifact) -> None:
     write_metrics(study, metrics)
     groups = "; ".join(f"{name}: {count:,}" for name, count in made.manifest["groups"].items())
     left_out = ", ".join(
-        f"{made.manifest[f'num_{reason}']:,} {words}"
-        for reason, words in (("seen_by_saes", "seen by SAEs"), ("repeats", "repeats"))
+        f"{made.manifest[f'num_{reason}']:,} {words}" for reason, words in LEFT_OUT.items()
     )
     page = write_shift_report(
         study.run_dir,

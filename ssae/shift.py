@@ -39,6 +39,7 @@ def shift(study: Study) -> Artifact:
         ValueError: a group of documents is too small, an SAE reads behind the probe, or an edited
             file is of other SAEs.
     """
+    arms = _arms(study)
     study, hookpoints = resolved(study)
     groups, left_out = load_groups(study)
     log.info("labelled documents: %s; left out: %s", groups.spell_counts(), left_out)
@@ -49,7 +50,7 @@ def shift(study: Study) -> Artifact:
         Key(arm, width, seed)
         for seed in settings.seeds
         for width in settings.widths
-        for arm in (settings.generalist, settings.specialist)
+        for arm in arms
     ]
     for key in keys:
         own = narrowed(study, key, hookpoints[0], hookpoints[1:])  # likewise
@@ -73,7 +74,7 @@ def shift(study: Study) -> Artifact:
         "hookpoint": study.hookpoint,
         "num_bootstraps": study.num_bootstraps,
         "seed": study.seed,
-        "format": 1,
+        "format": 2,
     }
 
     # Before the artifact's own work, which one rank does: these passes are every rank's.
@@ -83,7 +84,7 @@ def shift(study: Study) -> Artifact:
     )
 
     def make(folder: Path) -> dict[str, Any]:
-        judgement = Judge(settings.min_auroc, judged)
+        judgement = Judge(settings.min_selectivity, judged)
         outcomes = []
         num_folds = settings.num_folds or 1
         with progress_bar("probing", len(settings.seeds) * num_folds) as progress:
@@ -107,3 +108,26 @@ def shift(study: Study) -> Artifact:
         return {"groups": counts, **left_out, "num_metrics": len(metrics)}
 
     return build(study.artifacts, "shift", inputs, make)
+
+
+def _arms(study: Study) -> list[str]:
+    """Return the arms that are compared; refuses what would fail after hours of training."""
+    settings = study.shift
+    named = {name: getattr(settings, name) for name in ("generalist", "specialist", "control")}
+    for option, arm in named.items():
+        if arm is not None and arm not in study.arms:
+            raise ValueError(
+                f"shift.{option} must be one of {', '.join(study.arms)}, got {arm!r}; "
+                f"set shift.{option}={next(iter(study.arms))}"
+            )
+    arms = [arm for arm in named.values() if arm is not None]
+    if len(set(arms)) < len(arms):
+        raise ValueError(
+            f"shift compares different arms, got {arms}; set shift.specialist=specialist"
+        )
+    if settings.candidates is not None and not Path(settings.candidates).expanduser().is_file():
+        raise ValueError(
+            f"shift.candidates: there is no file {settings.candidates}; set shift.candidates=null "
+            "to write one"
+        )
+    return arms

@@ -5,7 +5,6 @@ x = lm.capture(input_ids, "gpt_neox.layers.3")            # (batch, length, d_in
 logits = lm.splice(input_ids, "gpt_neox.layers.3", fn)    # fn maps x to what replaces it
 """
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -244,38 +243,6 @@ class LanguageModel:
         replaced = {name: (module, edits[name]) for name, module in modules.items()}
         forward = functools.partial(self._forward, input_ids, attention_mask)
         return hooks.splice(forward, replaced, input_ids.shape, (hookpoint, last))
-
-    def rest_of(self, hookpoint: str, last: str) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which passes to `last` compute only what follows the hookpoint.
-
-        For passes that replace the hookpoint's output whole. Where it is no block, or blocks after
-        it read more than the hidden states, which is tried once, everything is computed.
-        """
-        blocks = hooks.blocks_up_to(self.model, hookpoint)
-        key = (hookpoint, last)
-        if key not in self._skipped:
-            self._skipped[key] = next(
-                (way for way in (False, True) if self._can_skip(*key, blocks, way)), None
-            )
-        way = self._skipped[key]
-        return contextlib.nullcontext() if way is None else hooks.passing_over(blocks, way)
-
-    @functools.cached_property
-    def _skipped(self) -> dict[tuple[str, str], bool | None]:
-        return {}
-
-    @torch.no_grad()
-    def _can_skip(self, hookpoint: str, last: str, blocks: list[nn.Module], way: bool) -> bool:
-        if not blocks:
-            return False
-        ids = torch.arange(1, 9)[None] % self.vocab_size
-        clean = self.capture_all(ids, [hookpoint, last])
-        try:
-            with hooks.passing_over(blocks, way):
-                found = self.capture_spliced(ids, last, {hookpoint: lambda _: clean[hookpoint]})
-        except Exception:  # whatever a model does with what it did not expect
-            return False
-        return torch.equal(found, clean[last])
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
         device = self.device_used

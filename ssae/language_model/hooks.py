@@ -1,9 +1,8 @@
 """Read and replace what modules of a model put out, by forward hooks that are always removed."""
 
-import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -113,38 +112,7 @@ def splice(
     return output
 
 
-@contextlib.contextmanager
-def passing_over(blocks: Sequence[nn.Module], gives_tuple: bool) -> Iterator[None]:
-    """Make blocks return the hidden states they are given, without computing anything.
-
-    Args:
-        blocks: of a model whose blocks take hidden states first.
-        gives_tuple: whether they return a tuple that begins with them.
-    """
-
-    def pass_over(*args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else kwargs["hidden_states"]
-        return (x,) if gives_tuple else x
-
-    originals = [block.forward for block in blocks]
-    try:
-        for block in blocks:
-            block.forward = pass_over
-        yield
-    finally:
-        for block, original in zip(blocks, originals, strict=True):
-            block.forward = original
-
-
-def blocks_up_to(model: nn.Module, hookpoint: str) -> list[nn.Module]:
-    """Return the model's blocks up to the one that is the hookpoint; none if it is no block."""
-    path, _, number = hookpoint.rpartition(".")
-    if path != _block_list(model) or not number.isdigit():
-        return []
-    return list(model.get_submodule(path))[: int(number) + 1]  # pyright: ignore[reportArgumentType]
-
-
-def _block_list(model: nn.Module) -> str | None:
+def block_list(model: nn.Module) -> str | None:
     """Return the path of the longest list of modules: the model's blocks."""
     lists = {path: len(m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     # Lists inside of blocks, such as experts, may be longer than the list of blocks.
@@ -160,7 +128,7 @@ def resolve(model: nn.Module, hookpoint: str, name: str) -> str:
     """
     modules = dict(model.named_modules())
     lists = {path: len(m) for path, m in modules.items() if isinstance(m, nn.ModuleList)}
-    blocks = _block_list(model)
+    blocks = block_list(model)
     if hookpoint == AUTO and blocks is not None:
         return f"{blocks}.{lists[blocks] // 2}"
     # A list of blocks is never called, so nothing comes out of it.

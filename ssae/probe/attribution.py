@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ssae.activation.rows import Batch, Rows, batches_of
 from ssae.language_model.frozen import LanguageModel
+from ssae.language_model.rest import rest_of
 from ssae.probe.linear import Linear
 from ssae.probe.represent import Site
 from ssae.sae.base import SAEOutput
@@ -178,7 +179,7 @@ def _gradient(
     def put(_: Tensor) -> Tensor:
         return whole
 
-    with torch.enable_grad(), lm.rest_of(site.hookpoint, hookpoint):
+    with torch.enable_grad(), rest_of(lm, site.hookpoint, hookpoint):
         last = _last(lm, copies, hookpoint, {site.hookpoint: put})
         m = (last.float() * slope.to(last.device).repeat(len(points), 1, 1)).sum()
         [gradient] = torch.autograd.grad(m, points)

@@ -6,7 +6,7 @@
   hookpoint: gpt_neox.layers.2
   sae: 0f3c...                       # of its weights: a file of other SAEs is refused
   latents:
-  - {latent: 12, ablate: true, effect: 0.021, auroc: 0.99, cosine: 0.4, tokens: [she, her]}
+  - {latent: 12, ablate: true, effect: 0.021, selectivity: 0.97, ...}
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def write_candidates(path: Path, sections: Sections, final: Path) -> None:
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("latent", "ablate", "effect", "auroc", "cosine", "tokens")
+    names = ("latent", "ablate", "effect", "folds", "selectivity", "auroc", "cosine", "tokens")
     return {
         name: float(f"{row[name]:.3g}") if isinstance(row[name], float) else row[name]
         for name in names
@@ -123,24 +123,36 @@ def read_candidates(path: Path, saes: Mapping[Place, str]) -> dict[Place, dict[i
 
 
 class Judge:
-    """Says which candidates are ablated: a person where there is a file, else the AUROC.
+    """Says which latents are ablated: a person where there is a file, else the selectivity.
 
     Args:
-        min_auroc: of a latent that carries the attribute, in either direction.
+        min_selectivity: of a candidate that carries the attribute, towards either value.
         judged: what a person says; null: nobody does.
     """
 
-    def __init__(self, min_auroc: float, judged: Mapping[Place, Mapping[int, bool]] | None) -> None:
-        self.min_auroc, self.judged = min_auroc, judged
+    def __init__(
+        self, min_selectivity: float, judged: Mapping[Place, Mapping[int, bool]] | None
+    ) -> None:
+        self.min_selectivity, self.judged = min_selectivity, judged
 
-    def __call__(self, dictionary: Dictionary, latents: np.ndarray) -> np.ndarray:
-        """Return which of the latents are to be ablated; unknown to a person: not."""
+    def __call__(self, dictionary: Dictionary, candidates: np.ndarray) -> np.ndarray:
+        """Return the latents to be ablated: of the candidates, or all that a person says.
+
+        Raises:
+            ValueError: a person names a latent that the SAE does not have.
+        """
         if self.judged is None:
-            return np.abs(dictionary.aurocs[latents] - 0.5) >= self.min_auroc - 0.5
-        said = np.zeros(len(dictionary.aurocs), bool)
+            distance = np.abs(dictionary.selectivity[candidates] - 0.5)
+            return candidates[distance >= self.min_selectivity - 0.5]
+        chosen: list[int] = []
         bounds = zip(dictionary.starts[:-1], dictionary.starts[1:], strict=True)
         for (start, stop), site in zip(bounds, dictionary.sites, strict=True):
             own = self.judged[dictionary.key, site.hookpoint]
-            chosen = [j for j, ablate in own.items() if ablate and 0 <= j < stop - start]
-            said[start + np.array(chosen, dtype=np.int64)] = True
-        return said[latents]
+            beyond = [latent for latent in own if not 0 <= latent < stop - start]
+            if beyond:
+                raise ValueError(
+                    f"shift.candidates: latent {beyond[0]} is not one of the {stop - start} of the "
+                    f"{dictionary.key.arm} at {site.hookpoint}; remove it"
+                )
+            chosen += [int(start) + latent for latent, ablate in own.items() if ablate]
+        return np.array(chosen, dtype=np.int64)

@@ -36,10 +36,10 @@ def sections_of(
     first = np.flatnonzero(groups.is_ambiguous)[:NUM_SHOWN]
     sources = [groups.names[group] for group in groups.group[first]]
     effects = {key: own for outcome in outcomes for key, own in outcome.effects.items()}
-    num_folds = study.shift.num_folds or 1
     sections = []
     for key, dictionary in dictionaries.items():
-        mean = {latent: sum(found) / num_folds for latent, found in effects[key].items()}
+        own_effects = effects[key]
+        mean = {latent: sum(found) / len(found) for latent, found in own_effects.items()}
         ranked = np.array(sorted(mean, key=lambda latent: -mean[latent]), dtype=np.int64)
         ablate = judgement(dictionary, ranked)
         for place, (site, own) in enumerate(
@@ -56,8 +56,10 @@ def sections_of(
             latents = [
                 {
                     "latent": latent,
-                    "ablate": bool(ablate[ranked == start + latent][0]),
+                    "ablate": bool(start + latent in ablate),
                     "effect": mean[start + latent],
+                    "folds": len(own_effects[start + latent]),
+                    "selectivity": float(dictionary.selectivity[start + latent]),
                     "auroc": float(dictionary.aurocs[start + latent]),
                     "cosine": None if np.isnan(along[latent]) else float(along[latent]),
                     "tokens": peak_tokens(shown),

@@ -37,13 +37,15 @@ class Dictionary:
         hookpoint: where the probe reads.
         sites: SAEs that read there or before.
         latents: (n, num_latents) pooled latents of the documents.
-        aurocs: (num_latents,) see judge.py.
+        selectivity: (num_latents,) see judge.py.
+        aurocs: (num_latents,) likewise.
     """
 
     key: Key
     hookpoint: str
     sites: Sequence[Site]
     latents: sparse.csr_array
+    selectivity: np.ndarray
     aurocs: np.ndarray
 
     @property
@@ -67,7 +69,13 @@ class Dictionary:
         return torch.cat([site.sae.W_dec.detach().double().cpu() for site in self.sites])
 
     def ablate(
-        self, lm: LanguageModel, rows: Rows, x: Tensor, latents: np.ndarray, batch_tokens: int
+        self,
+        lm: LanguageModel,
+        rows: Rows,
+        x: Tensor,
+        latents: np.ndarray,
+        batch_tokens: int,
+        documents: np.ndarray | None = None,
     ) -> Tensor:
         """Return pooled activations (n, d_in) with some latents at 0 and the errors kept.
 
@@ -83,6 +91,7 @@ class Dictionary:
             x: (n, d_in) their pooled activations.
             latents: numbers, all sites together.
             batch_tokens: of a forward pass.
+            documents: that are needed, where the model runs; those of others may be anything.
         """
         if not len(latents):
             return x
@@ -94,7 +103,9 @@ class Dictionary:
             for site, chosen in zip(self.sites, self.places(latents), strict=True)
             if len(chosen)
         }
-        return represent(lm, rows, self.hookpoint, batch_tokens, edits, "reading, ablated")
+        return represent(
+            lm, rows, self.hookpoint, batch_tokens, edits, "reading, ablated", documents
+        )
 
 
 def zero_latents(site: Site, latents: np.ndarray) -> Edit:

@@ -1,6 +1,8 @@
 """Linear probes: a margin for each document, positive for class 1."""
 
 import dataclasses
+import functools
+import logging
 import warnings
 from typing import NamedTuple
 
@@ -11,6 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from ssae.settings import check_least, check_types
+
+log = logging.getLogger(__name__)
+
+FEW_STEPS = 50
 
 
 class Linear(NamedTuple):
@@ -85,11 +91,13 @@ class GradientSteps(Probe):
         lr: learning rate.
         batch_size: documents a step.
         num_epochs: passes over the documents, always in the same order.
+        weight_decay: of AdamW.
     """
 
     lr: float
     batch_size: int
     num_epochs: int
+    weight_decay: float
 
     def __post_init__(self) -> None:
         check_types(self, "shift.probe.")
@@ -101,11 +109,16 @@ class GradientSteps(Probe):
 
     def fit(self, x: Tensor, y: np.ndarray, seed: int) -> Linear:
         """Return the weights after the last step."""
+        num_steps = self.num_epochs * -(-len(x) // self.batch_size)
+        if num_steps < FEW_STEPS:
+            _warn(num_steps)
         x, target = x.float(), torch.from_numpy(y).float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layer = nn.Linear(x.shape[1], 1)
-        optimizer = torch.optim.AdamW(layer.parameters(), lr=self.lr)
+        optimizer = torch.optim.AdamW(
+            layer.parameters(), lr=self.lr, weight_decay=self.weight_decay
+        )
         for _ in range(self.num_epochs):
             for start in range(0, len(x), self.batch_size):
                 rows = slice(start, start + self.batch_size)
@@ -117,3 +130,12 @@ class GradientSteps(Probe):
                 optimizer.step()
         weight, bias = layer.weight.detach()[0], layer.bias.detach()[0]
         return Linear(weight.double(), float(bias))
+
+
+@functools.cache  # once for each number, of many folds
+def _warn(num_steps: int) -> None:
+    log.warning(
+        "the published probe gets only %d steps on these documents, and may learn little; set "
+        "shift/probe=logistic or shift.probe.num_epochs=20",
+        num_steps,
+    )

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -16,7 +15,7 @@ from ssae.probe.candidates import Place
 from ssae.probe.concepts import concept_features
 from ssae.probe.dictionary import Dictionary, Key
 from ssae.probe.erase import embedding_edit
-from ssae.probe.judge import aurocs
+from ssae.probe.judge import aurocs, selectivity
 from ssae.probe.represent import Site
 from ssae.probe.stored import kept, represent_all
 from ssae.probe.trial import Evidence
@@ -99,15 +98,15 @@ def read(
         own = {at: artifact.path for (other, at), artifact in trained.items() if other == key}
         paths = list(own.values())
         sites = [Site(at, load(path).to(lm.device_used)) for at, path in own.items()]
-        found = np.full(sum(site.sae.d_sae for site in sites), 0.5)
-        if readings:
-            paired = settings.examples is None
-            found = np.concatenate([_aurocs(readings, path, paired) for path in paths])
         joined = sparse.csr_array(sparse.hstack([latents[path] for path in paths]))
-        dictionaries[key] = Dictionary(key, hookpoint, sites, joined, found)
+        first, second = (
+            (
+                sparse.csr_array(sparse.hstack([side[path] for path in paths]))
+                for _, side in readings
+            )
+            if readings
+            else (joined[:0], joined[:0])
+        )  # nothing to tell by: a person judges
+        told = (selectivity(first, second), aurocs(first, second))
+        dictionaries[key] = Dictionary(key, hookpoint, sites, joined, *told)
     return evidence, dictionaries, directions
-
-
-def _aurocs(readings: list[Read], path: Path, paired: bool) -> np.ndarray:
-    first, second = (latents[path] for _, latents in readings)
-    return aurocs(first, second, paired=paired)

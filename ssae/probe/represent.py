@@ -86,6 +86,7 @@ def represent(
     batch_tokens: int,
     edits: Mapping[str, Edit] | None = None,
     name: str = "reading documents",
+    documents: np.ndarray | None = None,
 ) -> Tensor:
     """Return the pooled activations (num_documents, d_in) of all rows, at one hookpoint.
 
@@ -96,9 +97,13 @@ def represent(
         batch_tokens: of a forward pass.
         edits: {hookpoint: what is done to its output}.
         name: for the progress bar.
+        documents: that are read, the others get zeros; null: all.
     """
     sums: Pooled | None = None
-    for batch in row_batches(rows, np.arange(rows.num_rows), batch_tokens, name):
+    row_ids = np.arange(rows.num_rows)
+    if documents is not None:
+        row_ids = row_ids[np.isin(rows.row_documents(), documents)]
+    for batch in row_batches(rows, row_ids, batch_tokens, name):
         bound = {place: _on(edit, batch) for place, edit in (edits or {}).items()}
         x = lm.capture_spliced(batch.input_ids, hookpoint, bound, batch.attention_mask)
         sums = sums or Pooled(rows.num_documents, x.shape[2])
@@ -114,7 +119,7 @@ def _on(edit: Edit, batch: Batch) -> Callable[[Tensor], Tensor]:
 def row_batches(rows: Rows, row_ids: np.ndarray, batch_tokens: int, name: str) -> Iterator[Batch]:
     """Yield batches of rows of like length, with progress."""
     seen = 0
-    with progress_bar(name, rows.num_tokens) as progress:
+    with progress_bar(name, int(rows.text_tokens[row_ids].sum())) as progress:
         [task] = progress.tasks
         for chosen in batches_of(rows, row_ids, batch_tokens):
             batch = rows.batch(chosen)

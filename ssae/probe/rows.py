@@ -33,7 +33,7 @@ def metric_rows(
     """
     methods = list(outcomes[0].correct)
     correct = {m: np.stack([outcome.correct[m] for outcome in outcomes]) for m in methods}
-    tested = np.any([c.any(0) for c in correct.values()], axis=0)
+    tested = np.any([outcome.tested for outcome in outcomes], axis=0)
     draws = group_draws(correct, tested, evidence.groups.group, num_draws, seed)
     found: list[dict[str, Any]] = []
     for method in methods:
@@ -57,14 +57,15 @@ def _gains(
     """Return what the specialist's latents bring beyond the generalist's, by paired resamples."""
     found = []
     for method in methods:
-        other = method._replace(arm=shift.generalist)
-        if method.name == "random" or method.arm != shift.specialist or other not in draws:
-            continue
-        about = _about(method) | {"num_ablated": None, "reference": shift.generalist}
-        for measure in MEASURES if method.most is None else (worst_group_accuracy,):
-            gain = measure(draws[method]) - measure(draws[other])
-            name = f"{measure.__name__}_gain"
-            found.append(_row(name, gain, None, "all", evidence, measure, about))
+        for reference in (shift.generalist, shift.control):
+            other = method._replace(arm=reference)
+            if method.name == "random" or method.arm != shift.specialist or other not in draws:
+                continue
+            about = _about(method) | {"num_ablated": None, "reference": reference}
+            for measure in MEASURES if method.most is None else (worst_group_accuracy,):
+                gain = measure(draws[method]) - measure(draws[other])
+                name = f"{measure.__name__}_gain"
+                found.append(_row(name, gain, None, "all", evidence, measure, about))
     original = draws[Method("original")]
     for method in methods:  # whether the label is still known
         if method.name == "shift" and method.most is None:

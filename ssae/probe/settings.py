@@ -24,6 +24,7 @@ class Shift:
         values: two values of the attribute; null: those of the data.
         generalist: the arm that the specialist is compared with.
         specialist: the other arm.
+        control: an arm that is shown beside them, such as one trained as long on other text; null.
         hookpoints: of the SAEs, each trained for both arms; null: the probe's own, `hookpoint`.
         widths: shares of sae.d_sae at which both arms are trained, the first is the table's.
         seeds: of SAEs, splits and probes; one result each.
@@ -35,15 +36,18 @@ class Shift:
         attribution: integrated_gradients, attribution_patching (one step) or exact (every latent
             is ablated by itself).
         attribution_steps: of integrated gradients.
-        num_examples: training documents that effects are the mean over; null: all.
+        num_examples: training documents that effects are the mean over; null: all where the SAE
+            reads where the probe does, else 100.
         num_candidates: latents of largest effect that are judged.
         min_effect: of a candidate, in units of the probe's margin.
-        min_auroc: from which on a candidate is judged to carry the attribute.
+        min_selectivity: from which on a candidate is judged to carry the attribute (judge.py);
+            0.75 is three times as active in one reading as in the other.
         word_pairs: words of the attribute's two values, each with its counterpart. Documents with
             their words exchanged tell what a latent reads.
         examples: a .jsonl file of documents with the attribute, {text, <spurious>}, instead of
             exchanged words; null: word_pairs.
-        candidates: candidates.yaml of an earlier run, after a person has judged; null: by AUROC.
+        candidates: candidates.yaml of an earlier run, after a person has judged; null: by
+            selectivity.
         concepts: words of the label, for the concept bottleneck probe; [] leaves it out.
         num_contexts: texts shown for each candidate.
     """
@@ -54,6 +58,7 @@ class Shift:
     values: list[str] | None
     generalist: str
     specialist: str
+    control: str | None
     hookpoints: list[str] | None
     widths: list[float]
     seeds: list[int]
@@ -65,7 +70,7 @@ class Shift:
     num_examples: int | None
     num_candidates: int
     min_effect: float
-    min_auroc: float
+    min_selectivity: float
     word_pairs: list[list[str]]
     examples: str | None
     candidates: str | None = dataclasses.field(metadata={"content": False})  # its bytes count
@@ -93,10 +98,10 @@ class Shift:
                 f"shift.attribution must be one of {', '.join(ATTRIBUTIONS)}, got "
                 f"{self.attribution!r}; set shift.attribution=integrated_gradients"
             )
-        if not 0.5 < self.min_auroc <= 1:
+        if not 0.5 < self.min_selectivity <= 1:
             raise ValueError(
-                f"shift.min_auroc must lie in (0.5, 1], got {self.min_auroc}; "
-                "set shift.min_auroc=0.75"
+                f"shift.min_selectivity must lie in (0.5, 1], got {self.min_selectivity}; "
+                "set shift.min_selectivity=0.75"
             )
         for name, example in LISTS.items():
             value = getattr(self, name)
@@ -129,6 +134,18 @@ class Shift:
                 "nothing says which latents carry the attribute; set shift.word_pairs=[[he,she]], "
                 "shift.examples=FILE.jsonl or shift.candidates=candidates.yaml"
             )
+        for name, default, words in (
+            ("spurious", "gender", self.word_pairs),
+            ("label", "profession", [self.concepts]),
+        ):
+            known = {"he", "nurse"} & {word for some in words for word in some}
+            if getattr(self, name) != default and known and self.examples is None:
+                option = "word_pairs" if name == "spurious" else "concepts"
+                raise ValueError(
+                    f"shift.{option} are words of {default} ({known.pop()}, ...), and "
+                    f"shift.{name}={getattr(self, name)}; set shift.{option} to words of that, or "
+                    "to []"
+                )
         if not isinstance(self.probe, Probe):
             raise ValueError(
                 f"shift.probe must be one, got {self.probe!r}; set shift/probe=logistic"

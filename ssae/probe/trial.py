@@ -28,7 +28,9 @@ class Method(NamedTuple):
     retrained: bool = False
     """Whether a new probe is trained on what is left, on the ambiguous set again."""
     most: int | None = None
-    """At most so many latents are ablated: a point of a curve."""
+    """At most so many latents are ablated: a point of a curve. First come those that are judged to
+    carry the attribute, the largest effect first, then the other candidates by effect times
+    |selectivity - 1/2|."""
 
 
 class Evidence(NamedTuple):
@@ -47,7 +49,9 @@ class Evidence(NamedTuple):
 
 
 Judgement = Callable[[Dictionary, np.ndarray], np.ndarray]
-"""Says which of some latents of a dictionary are to be ablated, bool."""
+"""Returns the latents of a dictionary to be ablated, given its candidates."""
+FEW_EXAMPLES = 100
+"""Documents that effects are the mean over where each costs passes through the model."""
 
 
 @dataclasses.dataclass
@@ -56,11 +60,13 @@ class Outcome:
 
     Args:
         correct: {method: (n,) bool}; False where a document was not tested.
+        tested: (n,) bool, the documents of all test sets.
         num_ablated: {method: the number of latents, in each fold}.
         effects: {which SAEs: {candidate: its effect in each fold}}.
     """
 
     correct: dict[Method, np.ndarray]
+    tested: np.ndarray
     num_ablated: dict[Method, list[int]]
     effects: dict[Key, dict[int, list[float]]]
 
@@ -92,6 +98,7 @@ def run_seed(
     num = len(evidence.groups.texts)
     outcome = Outcome(
         defaultdict(lambda: np.zeros(num, bool)),
+        np.zeros(num, bool),
         defaultdict(list),
         {dictionary.key: defaultdict(list) for dictionary in dictionaries},
     )
@@ -112,6 +119,7 @@ class _FoldTrial:
         self.ambiguous = ambiguous(groups, fold.train, seed)
         self.balanced = balanced(groups, fold.train, seed)
         self.seed = seed
+        outcome.tested[fold.test] = True
         # Of random latents; a fold is known by its first test document.
         self.generator = np.random.default_rng([seed, int(fold.test[0])])
         self.biased = self.fit(evidence.x, self.ambiguous)
@@ -160,8 +168,9 @@ class _FoldTrial:
         candidates = largest(effects, settings.num_candidates, settings.min_effect)
         for latent in candidates.tolist():
             self.outcome.effects[key][latent].append(float(effects[latent]))
-        chosen = candidates[judgement(dictionary, candidates)]
-        x = self.ablate(Method("shift", **own), dictionary, chosen)
+        chosen = judgement(dictionary, candidates)
+        chosen = chosen[np.argsort(-effects[chosen], kind="stable")]
+        x = self.ablate(Method("shift", **own), dictionary, chosen, retrains=True)
         self.test(Method("shift", **own, retrained=True), self.fit(x, self.ambiguous), x)
         alive = np.flatnonzero(np.asarray(dictionary.latents[self.ambiguous].sum(0)).ravel() > 0)
         random = self.generator.permutation(np.setdiff1d(alive, chosen))
@@ -170,17 +179,28 @@ class _FoldTrial:
         skyline = self.effects(dictionary, self.balanced, attribute)
         self.ablate(Method("feature_skyline", **own), dictionary, largest(skyline, len(chosen)))
         if dictionary.is_linear:  # elsewhere every point is a pass through the model
+            rest = np.setdiff1d(candidates, chosen)
+            telling = effects[rest] * np.abs(dictionary.selectivity[rest] - 0.5)
+            ranked = np.concatenate([chosen, rest[np.argsort(-telling, kind="stable")]])
             for most in limits(settings.num_candidates):
-                self.ablate(Method("shift", **own, most=most), dictionary, chosen[:most])
+                self.ablate(Method("shift", **own, most=most), dictionary, ranked[:most])
                 self.ablate(Method("random", **own, most=most), dictionary, random[:most])
         return len(chosen)
 
-    def ablate(self, method: Method, dictionary: Dictionary, latents: np.ndarray) -> Tensor:
-        """Test the biased probe without some latents; return what is left of the representation."""
+    def ablate(
+        self, method: Method, dictionary: Dictionary, latents: np.ndarray, retrains: bool = False
+    ) -> Tensor:
+        """Test the biased probe without some latents; return what is left of the representation.
+
+        It is that of the test documents and, if a probe is to be trained on it, of the ambiguous
+        set.
+        """
+        read = [self.fold.test, self.ambiguous] if retrains else [self.fold.test]
         tokens = self.study.harvest_batch_tokens
         evidence = self.evidence
         lm = self.study.language_model
-        x = dictionary.ablate(lm, evidence.rows, evidence.x, latents, tokens)
+        documents = np.concatenate(read)
+        x = dictionary.ablate(lm, evidence.rows, evidence.x, latents, tokens, documents)
         self.test(method, self.biased, x)
         self.outcome.num_ablated[method].append(len(latents))
         return x
@@ -199,7 +219,7 @@ class _FoldTrial:
     def effects(self, dictionary: Dictionary, rows: np.ndarray, sign: np.ndarray) -> np.ndarray:
         """Return the effect (num_latents,) of every latent on the biased probe's margin."""
         settings, evidence = self.study.shift, self.evidence
-        most = settings.num_examples
+        most = settings.num_examples or (None if dictionary.is_linear else FEW_EXAMPLES)
         rows, sign = rows[:most], sign[:most]
         if dictionary.is_linear:  # one step is exact, and so is the closed form
             own = dictionary.latents[rows]

@@ -21,6 +21,8 @@ from ssae.report.shift_table import (
 from ssae.report.table import Metric, find, spell
 from ssae.report.terminal import bare_table
 
+FEW_SEEDS = 5
+
 
 def write_shift_report(
     folder: Path,
@@ -74,6 +76,21 @@ def sentences(metrics: Sequence[Metric], label: str, spurious: str) -> list[str]
         f"The biased probe is right about {percent(original)} % of its worst group, about "
         f"{percent(find(metrics, 'label_accuracy', method='original'))} % on balanced data."
     )
+    num_seeds = len(original["by_seed"])
+    if num_seeds < FEW_SEEDS:
+        found.append(
+            f"Only {num_seeds} of the {FEW_SEEDS} seeds that a comparison of SAEs wants: intervals "
+            "are of documents more than of SAEs, and too narrow."
+        )
+    for metric in metrics:
+        is_shift = metric.get("method") == "shift" and metric["name"] == "worst_group_accuracy"
+        is_row = is_shift and metric["most"] is None and not metric["retrained"]
+        if is_row and not metric["num_ablated"]:
+            row = title("shift", metric["arm"], metric["width"], False)
+            found.append(
+                f"{row}: no latent is ablated, none of the candidates tells {spurious}; lower "
+                "shift.min_selectivity, or judge candidates.yaml yourself."
+            )
     gains = [m for m in metrics if m["name"] == "worst_group_accuracy_gain" and m["most"] is None]
     for gain in gains:
         if gain["reference"] == "original":

@@ -28,7 +28,7 @@ from ssae.sweep.jobs import REFERENCE, Job, Key, common_words, read_jobs
 from ssae.sweep.rows import arm_means, arm_rows, job_rows, mean_cells, measured_columns, write_csv
 from ssae.sweep.setting import Setting, settings_of
 
-TITLES = SHORT | {"train": "train"}
+TITLES = SHORT | {"train": "train", "labelled": ""}
 PLOTS: tuple[tuple[Key, Key], ...] = (  # x and y; of both less is better
     (("l0", "subdomain_test"), ("perplexity_spliced", "subdomain_test")),
     (("perplexity_spliced", "general_test"), ("perplexity_spliced", "subdomain_test")),
@@ -66,7 +66,7 @@ def write_summary(page: Path, jobs: Sequence[Job], title: str, num_jobs: int = 0
         .get_template("sweep.html.jinja")
         .render(
             title=title,
-            columns=[f"{TITLES[column.split]} {column.title}" for column in columns],
+            columns=[f"{TITLES[column.split]} {column.title}".strip() for column in columns],
             common=common_words(jobs),
             total=max(num_jobs, len(jobs)),
             rows=[(s.name, len(s.jobs), mean_cells(s, columns)) for s in settings],

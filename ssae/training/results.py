@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssae.process.ranks import rank
-from ssae.report.shift_table import table_rows
 from ssae.report.table import Metric, find, number
 from ssae.training.logger import finish, log_metrics, make_logger
 from ssae.training.media import as_figures, as_histograms, as_html, as_tables, log_media
@@ -62,11 +61,10 @@ def log_shift(study: "Study", metrics: Sequence[Metric], page: Path) -> None:
     logger = make_logger(study, "shift", study_config(study) | {"shift": study.shift})
     if logger is None:
         return
-    rows = table_rows(metrics)
     numbers = {
-        f"shift/{name}/{row.title}": metric["value"]
-        for row in rows
-        for name, metric in row.numbers.items()
+        f"shift/{row['name']}/{row['sae']}": row["value"]
+        for row in metrics
+        if row["sae"] is not None and row["band"] == "all"
     }
     log_media(logger, lambda: as_tables({"shift": metrics}))
     log_media(logger, lambda: _page(page.read_text(encoding="utf-8")))

@@ -29,7 +29,7 @@ def dictionary(case, make_study, tmp_path: Path):
         _, latents = represent_all(make_study(tmp_path), case.rows, PROBED, saes)
         sites = [Site(at, planted(seed)) for seed, at in enumerate(hookpoints)]
         joined = sparse.csr_array(sparse.hstack(list(latents.values())))
-        return Dictionary(KEY, PROBED, sites, joined, np.full(24 * len(hookpoints), 0.5))
+        return Dictionary(KEY, PROBED, sites, joined, *[np.full(24 * len(hookpoints), 0.5)] * 2)
 
     return make
 

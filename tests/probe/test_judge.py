@@ -4,7 +4,7 @@ import torch
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from ssae.probe.judge import MIN_FIRING, aurocs, cosines
+from ssae.probe.judge import MIN_FIRING, aurocs, cosines, selectivity
 
 D_SAE = 12
 
@@ -20,8 +20,8 @@ def readings(seed: int, num: int, other: int | None = None) -> tuple[np.ndarray,
     return found[0], found[1]
 
 
-def judged(first: np.ndarray, second: np.ndarray, *, paired: bool) -> np.ndarray:
-    return aurocs(sparse.csr_array(first), sparse.csr_array(second), paired=paired)
+def judged(how, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return how(sparse.csr_array(first), sparse.csr_array(second))
 
 
 def expected(first: np.ndarray, second: np.ndarray) -> float:
@@ -31,70 +31,59 @@ def expected(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.mark.parametrize("sizes", [(40, None), (30, 55)])
 @pytest.mark.parametrize("seed", range(3))
-def test_unpaired_readings_are_told_as_scikit_learn_does(sizes: tuple, seed: int):
+def test_readings_are_told_as_scikit_learn_does(sizes: tuple, seed: int):
     first, second = readings(seed, *sizes)
-    found = judged(first, second, paired=False)
+    found = judged(aurocs, first, second)
     scores = [expected(first[:, j], second[:, j]) for j in range(D_SAE)]
     np.testing.assert_allclose(found, scores, rtol=1e-12)
     assert found.max() - found.min() > 0.2
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_of_paired_readings_those_count_in_which_the_latent_fires(seed: int):
-    first, second = readings(seed, 60)
-    found = judged(first, second, paired=True)
+@pytest.mark.parametrize("sizes", [(40, None), (30, 55)])
+def test_selectivity_is_the_share_of_the_activation_in_second_readings(sizes: tuple):
+    first, second = readings(0, *sizes)
+    found = judged(selectivity, first, second)
     for latent in range(D_SAE):
-        a, b = first[:, latent], second[:, latent]
-        fired = [row for row in range(60) if a[row] > 0 or b[row] > 0]
-        assert found[latent] == pytest.approx(expected(a[fired], b[fired]), rel=1e-12)
+        a = sum(first[:, latent]) / len(first)
+        b = sum(second[:, latent]) / len(second)
+        assert found[latent] == pytest.approx(b / (a + b), rel=1e-12)
 
 
-def test_a_rare_word_is_told_perfectly_by_pairs_only():
+def test_a_rare_word_is_told_perfectly_where_auroc_sees_little():
     first, second = np.zeros((200, 2)), np.zeros((200, 2))
     second[:8, 0] = 1.5
     first[20:28, 1] = 0.5
-    assert judged(first, second, paired=True).tolist() == [1.0, 0.0]
-    assert judged(first, second, paired=False) == pytest.approx([0.52, 0.48])
+    assert judged(selectivity, first, second).tolist() == [1.0, 0.0]
+    assert judged(aurocs, first, second) == pytest.approx([0.52, 0.48])
+
+
+def test_how_documents_differ_otherwise_does_not_hide_the_word():
+    """A latent of everything whose activation doubles with the word: 2/3 of it, whatever texts."""
+    first = np.random.default_rng(0).exponential(size=(100, 1)) ** 3 + 1e-3
+    assert judged(selectivity, first, 2 * first) == pytest.approx([2 / 3])
 
 
 def test_a_latent_that_reads_anything_else_is_no_different_in_both_readings():
     first, _ = readings(0, 50)
-    for paired in (True, False):
-        assert judged(first, first.copy(), paired=paired) == pytest.approx([0.5] * D_SAE)
+    for how in (selectivity, aurocs):
+        assert judged(how, first, first.copy()) == pytest.approx([0.5] * D_SAE)
 
 
-@pytest.mark.parametrize("paired", [True, False])
-def test_latents_that_fire_in_few_documents_are_no_candidates(paired: bool):
+@pytest.mark.parametrize(("how", "score"), [(selectivity, 1.0), (aurocs, 0.5 + MIN_FIRING / 100)])
+def test_latents_that_fire_in_few_documents_tell_nothing(how, score: float):
     first, second = np.zeros((50, 3)), np.zeros((50, 3))
     second[: MIN_FIRING - 1, 0] = 1
     second[:MIN_FIRING, 1] = 1
-    found = judged(first, second, paired=paired)
+    found = judged(how, first, second)
     assert found[0] == found[2] == 0.5
-    assert found[1] == (1.0 if paired else pytest.approx(0.5 + MIN_FIRING / 100))
-
-
-def test_a_document_in_which_a_latent_fires_twice_is_one_document():
-    first, second = np.zeros((50, 1)), np.zeros((50, 1))
-    first[: MIN_FIRING - 1], second[: MIN_FIRING - 1] = 1, 2
-    assert judged(first, second, paired=True).tolist() == [0.5]
-    first[MIN_FIRING], second[MIN_FIRING] = 1, 2
-    assert judged(first, second, paired=True).tolist() == [1.0]
+    assert found[1] == pytest.approx(score)
 
 
 def test_exchanging_the_readings_turns_the_score_around():
     first, second = readings(4, 40)
-    for paired in (True, False):
-        there, back = (judged(*pair, paired=paired) for pair in ((first, second), (second, first)))
+    for how in (selectivity, aurocs):
+        there, back = (judged(how, *pair) for pair in ((first, second), (second, first)))
         np.testing.assert_allclose(there + back, 1, rtol=1e-12)
-
-
-def test_the_order_in_which_a_matrix_is_stored_does_not_matter():
-    first, second = readings(5, 40)
-    order = np.random.default_rng(0).permutation(first.size)
-    rows, columns = np.divmod(order, D_SAE)
-    shuffled = sparse.coo_array((first[rows, columns], (rows, columns)), first.shape).tocsr()
-    found = aurocs(shuffled, sparse.csr_array(second), paired=True)
-    np.testing.assert_array_equal(found, judged(first, second, paired=True))
 
 
 def test_cosines_are_with_the_difference_of_the_means():

@@ -44,7 +44,9 @@ def adamw(x, y, seed, lr, batch_size, num_epochs):
 def test_the_published_probe_takes_the_steps_of_adamw(batch_size: int, num_epochs: int):
     x, y = data()
     for seed in (0, 5):
-        probe = GradientSteps(lr=1e-2, batch_size=batch_size, num_epochs=num_epochs)
+        probe = GradientSteps(
+            lr=1e-2, batch_size=batch_size, num_epochs=num_epochs, weight_decay=0.01
+        )
         found = probe.fit(x, y, seed)
         weight, bias = adamw(x, y, seed, 1e-2, batch_size, num_epochs)
         torch.testing.assert_close(found.weight, weight, rtol=1e-4, atol=1e-5)
@@ -53,7 +55,7 @@ def test_the_published_probe_takes_the_steps_of_adamw(batch_size: int, num_epoch
 
 def test_the_published_probe_reads_documents_in_the_given_order():
     x, y = data()
-    probe = GradientSteps(lr=1e-2, batch_size=32, num_epochs=1)
+    probe = GradientSteps(lr=1e-2, batch_size=32, num_epochs=1, weight_decay=0.01)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     there, back = probe.fit(x, y, 0), probe.fit(x[order], y[order.numpy()], 0)
     assert not torch.allclose(there.weight, back.weight, rtol=1e-4)
@@ -61,7 +63,7 @@ def test_the_published_probe_reads_documents_in_the_given_order():
 
 def test_the_seed_decides_the_published_probe_and_nothing_else_is_drawn():
     x, y = data()
-    probe = GradientSteps(lr=1e-2, batch_size=64, num_epochs=1)
+    probe = GradientSteps(lr=1e-2, batch_size=64, num_epochs=1, weight_decay=0.01)
     torch.manual_seed(3)
     before = torch.get_rng_state()
     first = probe.fit(x, y, 1)
@@ -121,7 +123,7 @@ def test_margins_are_linear_and_positive_for_class_one():
     assert probe.predict(x).tolist() == [1, 0, 0]
     separable = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
     y = np.array([0, 0, 1, 1])
-    many = GradientSteps(lr=0.1, batch_size=4, num_epochs=100)
+    many = GradientSteps(lr=0.1, batch_size=4, num_epochs=100, weight_decay=0.01)
     for settings in (Logistic(C=1.0), many):
         assert settings.fit(separable, y, 0).predict(separable).tolist() == y.tolist()
 
@@ -136,15 +138,15 @@ def test_margins_are_linear_and_positive_for_class_one():
             r"shift\.probe\.C must be a number, got '1'; set shift\.probe\.C",
         ),
         (
-            lambda: GradientSteps(lr=0.0, batch_size=8, num_epochs=1),
+            lambda: GradientSteps(lr=0.0, batch_size=8, num_epochs=1, weight_decay=0.01),
             r"shift\.probe\.lr must be positive, got 0\.0; set shift\.probe\.lr=1e-2",
         ),
         (
-            lambda: GradientSteps(lr=0.1, batch_size=0, num_epochs=1),
+            lambda: GradientSteps(lr=0.1, batch_size=0, num_epochs=1, weight_decay=0.01),
             r"shift\.probe\.batch_size must be at least 1, got 0; set shift\.probe\.batch_size=128",
         ),
         (
-            lambda: GradientSteps(lr=0.1, batch_size=8, num_epochs=0),
+            lambda: GradientSteps(lr=0.1, batch_size=8, num_epochs=0, weight_decay=0.01),
             r"shift\.probe\.num_epochs must be at least 1, got 0; set shift\.probe\.num_epochs=1",
         ),
     ],

@@ -67,7 +67,7 @@ def metric(name: str, value: float, spread: float = 0.02, **changes) -> dict:
     return {
         "name": name, "value": value, "low": value - spread, "high": value + spread, "sae": None,
         "split": "labelled", "band": "all", "method": "original", "arm": None, "width": None,
-        "retrained": False, "most": None, "num_ablated": None, "by_seed": [value],
+        "retrained": False, "most": None, "num_ablated": None, "by_seed": [value] * 5,
     } | changes  # fmt: skip
 
 
@@ -312,7 +312,8 @@ def latent(number: int, **changes) -> dict:
         "activations": [0.0, 2.5, 0.0, 1.0], "source": '"><img src=x onerror=alert(2)>',
     }  # fmt: skip
     return {
-        "latent": number, "ablate": number % 2 == 0, "effect": 0.0123, "auroc": 0.987,
+        "latent": number, "ablate": number % 2 == 0, "effect": 0.0123, "folds": 2,
+        "selectivity": 0.9, "auroc": 0.987,
         "cosine": 0.44, "tokens": ["<b>she</b>"], "contexts": [context],
     } | changes  # fmt: skip
 
@@ -340,3 +341,13 @@ def test_the_page_of_candidates_shows_what_a_latent_reads_and_obeys_nothing(tmp_
     assert parsed.text.index("12 ablated") < parsed.text.index("7 kept")
     assert '<i class="peak" style="--a:1.00" title="2.500">&lt;script&gt;' in text
     assert '<i style="--a:0.40" title="1.000">end</i>' in text
+
+
+def test_few_seeds_and_nothing_to_ablate_are_said_before_any_comparison():
+    rows = [{**row, "by_seed": row["by_seed"][:2]} for row in metrics()]
+    for row in rows:
+        if row.get("method") == "shift" and row.get("arm") == "second":
+            row["num_ablated"] = 0.0
+    found = sentences(rows, "profession", "gender")
+    assert found[1].startswith("Only 2 of the 5 seeds")
+    assert any("SHIFT, second: no latent is ablated" in sentence for sentence in found)
