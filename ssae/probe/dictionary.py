@@ -152,12 +152,14 @@ def narrowed(study: Study, key: Key, hookpoint: str, others: Sequence[str] = ())
                 )
         arms[name] = dataclasses.replace(arm, init_from=init)
     label = f"{hookpoint}_width{key.width:g}_seed{key.seed}"
-    sae = study.sae
+    sae, extra = study.sae, study.extra_sae
     if key.width != 1:
         sae = functools.partial(sae.func, **_scaled(sae.keywords, key.width))
+        if extra is not None:
+            extra = functools.partial(extra.func, **_scaled(extra.keywords, key.width))
     return dataclasses.replace(
         study, seed=key.seed, hookpoint=hookpoint, hookpoints=list(others) or None, sae=sae,
-        arms=arms, run_dir=Path(study.run_dir) / "arms" / label,
+        extra_sae=extra, arms=arms, run_dir=Path(study.run_dir) / "arms" / label,
     )  # fmt: skip
 
 

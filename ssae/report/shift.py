@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ssae.artifact.replace import write_text
+from ssae.probe.scores import is_tie
 from ssae.report import shift_figures
 from ssae.report.page import page_environment
 from ssae.report.shift_table import (
@@ -117,9 +118,9 @@ def sentences(metrics: Sequence[Metric], label: str, spurious: str) -> list[str]
 
 
 def _points(gain: Metric) -> str:
-    value, low, high = (100 * gain[key] for key in ("value", "low", "high"))
-    text = f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
-    return f"{text}, a tie" if low <= 0 <= high else text
+    numbers = [100 * gain[key] for key in ("value", "low", "high")]
+    text = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*numbers)
+    return f"{text}, a tie" if is_tie(numbers) else text
 
 
 def print_shift(metrics: Sequence[Metric], label: str, spurious: str) -> None:

@@ -1,11 +1,42 @@
-"""Read numbers back from the pixels of a drawing."""
+"""Read pages back, and numbers from the pixels of a drawing."""
 
 import re
+from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 
 SVG = "{http://www.w3.org/2000/svg}"
+VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect"}
+
+
+class ParsedPage(HTMLParser):
+    """Collect tags, attributes and text, and check the nesting."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(page)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
 
 
 def drawn(svg: str, series: str) -> np.ndarray:

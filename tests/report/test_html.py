@@ -1,6 +1,5 @@
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -8,29 +7,19 @@ from ssae.report.contexts import visible
 from ssae.report.html import render, write_report
 from ssae.report.table import BANDS, HEADLINE, SAES
 from ssae.report.verdict import verdict
+from tests.report.reading import ParsedPage
 
-VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect"}
 
-
-class Page(HTMLParser):
-    """Collect tags, attributes, texts, the numbers of each table row, and check the nesting."""
+class Page(ParsedPage):
+    """Collect the numbers of each table row, too."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
         self.tables: dict[str, list[list[str]]] = {}
-        self.text = ""
         self.table = ""
-        self.feed(text)
-        assert self.stack == []
+        super().__init__(text)
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.stack.append(tag)
+        super().handle_starttag(tag, attrs)
         if tag == "table":
             self.table = dict(attrs).get("id") or "other"
             self.tables.setdefault(self.table, [])
@@ -38,17 +27,6 @@ class Page(HTMLParser):
             self.tables[self.table].append([])
         if tag == "data" and self.stack.count("table"):
             self.tables[self.table][-1].append(dict(attrs)["value"] or "")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def page(metrics, tables=None, **options) -> str:

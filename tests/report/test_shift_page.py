@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,34 +9,24 @@ from ssae.report import shift_figures
 from ssae.report.candidates import write_candidates_page
 from ssae.report.shift import print_shift, sentences, write_shift_report
 from ssae.report.shift_table import COLUMNS, table_rows
-from tests.report.reading import SVG, texts, values_at
+from tests.report.reading import SVG, ParsedPage, texts, values_at
 
 GROUPS = ("nurse, female", "nurse, male", "surgeon, female", "surgeon, male")
-VOID = {"meta", "link", "br", "hr", "img", "input"}
 CONTROL = "\x00-\x08\x0b-\x1f\x7f"
 NAME = "</title><script>alert(3)</script>{{ 7*7 }}\x00\u202e"
 HOSTILE = NAME + "\ud800"
 
 
-class Page(HTMLParser):
-    """Collect tags, attributes, texts and the cells of each table, and check the nesting."""
+class Page(ParsedPage):
+    """Collect the cells of each table and the paragraphs, too."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
         self.tables: list[list[list[str]]] = []
         self.paragraphs: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.stack == []
+        super().__init__(text)
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.stack.append(tag)
+        super().handle_starttag(tag, attrs)
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -47,16 +36,8 @@ class Page(HTMLParser):
         elif tag == "p":
             self.paragraphs.append("")
 
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.stack.pop() == tag
-
     def handle_data(self, data):
-        self.text += data
+        super().handle_data(data)
         if {"td", "th"}.intersection(self.stack):
             self.tables[-1][-1][-1] += data
         if "p" in self.stack:

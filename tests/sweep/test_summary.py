@@ -146,3 +146,25 @@ def test_a_key_is_not_cut_to_one_that_all_jobs_have(tmp_path):
         job(tmp_path, number, 0.5, "budget_tokens=50", f"generalist.budget_tokens={tokens}")
     names = [setting.name for setting in settings_of(read_jobs(tmp_path))]
     assert names == ["generalist.budget_tokens=100", "generalist.budget_tokens=200"]
+
+
+def test_a_sweep_of_shift_is_averaged_row_by_row_of_its_table(tmp_path):
+    for seed, worst in enumerate((0.4, 0.5, 0.6)):
+        words = ["shift.min_selectivity=0.7", f"seed={seed}"]
+        job(tmp_path, seed, None, *words, verb="shift", value=None)
+        rows = [
+            {
+                "name": "worst_group_accuracy", "value": worst - place / 10, "sae": name,
+                "split": "labelled", "band": "all",
+            }
+            for place, name in enumerate(("original", "shift_specialist"))
+        ]  # fmt: skip
+        (tmp_path / f"job{seed}/metrics.json").write_text(json.dumps(rows))
+    shown = printed(tmp_path)
+    assert "worst" in shown
+    page = (tmp_path / "summary.html").read_text(encoding="utf-8")
+    assert "worst group" in page
+    with (tmp_path / "arms.csv").open(encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert {row["arm"] for row in found} == {"original", "shift_specialist"}
+    assert "0.4000" in shown + page  # the mean of shift_specialist
