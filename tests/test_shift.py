@@ -158,7 +158,8 @@ def test_documents_that_an_sae_has_seen_are_left_out(study: Study, tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_command_runs_anywhere(tmp_path: Path):
-    overrides = ["labelled.num_documents=600", "shift.seeds=[0,1]", "shift.widths=[1]",
+    overrides = ["labelled.num_documents=600", "shift.num_folds=3", "shift.seeds=[0,1]",
+                 "shift.widths=[1]",
                  "generalist.num_tokens=30_000", "specialist.num_tokens=20_000",
                  "corpus.packages=[numpy]"]  # fmt: skip
     done = subprocess.run(

@@ -40,7 +40,7 @@ def explained(where: str) -> Iterator[None]:
         ) from error
 
 
-class Groups(NamedTuple):
+class LabelledTexts(NamedTuple):
     """Documents with both attributes as 0 or 1."""
 
     texts: list[str]
@@ -75,7 +75,7 @@ class Groups(NamedTuple):
         """(4,) documents of each group."""
         return np.bincount(self.group, minlength=4)
 
-    def take(self, rows: np.ndarray) -> "Groups":
+    def take(self, rows: np.ndarray) -> "LabelledTexts":
         """Return some of the documents."""
         return self._replace(
             texts=[self.texts[row] for row in rows],
@@ -127,7 +127,7 @@ class Labelled:
         """Return what the documents depend on beside the constructor's arguments."""
         raise NotImplementedError
 
-    def load(self) -> Groups:
+    def load(self) -> LabelledTexts:
         """Return the documents of the two classes.
 
         Raises:
@@ -147,7 +147,7 @@ class Labelled:
                 values, spurious = values[::-1], 1 - spurious
         splits = np.array([row["split"] or "" for row in kept], dtype=str)
         texts = [row["text"] for row in kept]
-        return Groups(texts, label, spurious, splits, (*classes,), (*values,))  # pyright: ignore
+        return LabelledTexts(texts, label, spurious, splits, (*classes,), (*values,))  # pyright: ignore
 
 
 def _two(

@@ -8,7 +8,7 @@ import torch
 
 from ssae.activation.reader import Activations
 from ssae.artifact.store import Artifact
-from ssae.labelled.base import Groups
+from ssae.labelled.base import LabelledTexts
 from ssae.metric.latents import top_contexts
 from ssae.probe.candidates import Judge
 from ssae.probe.dictionary import Dictionary, Key
@@ -23,7 +23,7 @@ from ssae.study import Study
 def sections_of(
     study: Study,
     harvested: Mapping[str, Artifact],
-    groups: Groups,
+    groups: LabelledTexts,
     dictionaries: Mapping[Key, Dictionary],
     outcomes: Sequence[Outcome],
     judgement: Judge,

@@ -18,7 +18,7 @@ import numpy as np
 from ssae.artifact.manifest import file_sha256
 from ssae.artifact.store import Artifact, build
 from ssae.corpus.base import SPLITS, fingerprint, load_split
-from ssae.labelled.base import Groups
+from ssae.labelled.base import LabelledTexts
 from ssae.labelled.files import LabelledFile
 from ssae.mix import documents_for
 from ssae.probe.settings import Shift
@@ -29,7 +29,7 @@ NUM_EXCHANGED = NUM_SHOWN = 200
 MIN_EXCHANGED = 20
 
 
-def load_groups(study: Study) -> tuple[Groups, dict[str, int]]:
+def load_groups(study: Study) -> tuple[LabelledTexts, dict[str, int]]:
     """Return the documents that no SAE has seen, and how many were left out for what.
 
     Seeds, tests and pool documents that an arm learns from are none of them, nor are repeats and
@@ -61,7 +61,7 @@ def load_groups(study: Study) -> tuple[Groups, dict[str, int]]:
     return groups.take(np.array(kept, dtype=np.int64)), left_out
 
 
-def write_documents(study: Study, groups: Groups) -> Artifact:
+def write_documents(study: Study, groups: LabelledTexts) -> Artifact:
     """Return the artifact with all variants of the documents."""
     shift = study.shift
     inputs = {
@@ -83,7 +83,7 @@ def write_documents(study: Study, groups: Groups) -> Artifact:
     return build(study.artifacts, "labelled", inputs, make)
 
 
-def variants(shift: Shift, groups: Groups) -> dict[str, list[str]]:
+def variants(shift: Shift, groups: LabelledTexts) -> dict[str, list[str]]:
     """Return the texts of every set but the documents themselves."""
     first = np.flatnonzero(groups.is_ambiguous)[:NUM_SHOWN]
     found = {"shown": [groups.texts[row] for row in first]}
@@ -144,7 +144,7 @@ def _pattern(words: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"\b({'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
 
 
-def _examples(shift: Shift, groups: Groups) -> dict[str, list[str]]:
+def _examples(shift: Shift, groups: LabelledTexts) -> dict[str, list[str]]:
     """Return the documents of shift.examples by the attribute's value."""
     assert shift.examples is not None
     source = LabelledFile(

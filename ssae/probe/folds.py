@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssae.labelled.base import Groups
+from ssae.labelled.base import LabelledTexts
 
 TRAIN = "train"
 
@@ -25,7 +25,9 @@ class Fold(NamedTuple):
     test: np.ndarray
 
 
-def folds_of(groups: Groups, num_folds: int | None, seed: int, min_documents: int) -> list[Fold]:
+def folds_of(
+    groups: LabelledTexts, num_folds: int | None, seed: int, min_documents: int
+) -> list[Fold]:
     """Return the folds; each of the four groups is divided alike.
 
     Args:
@@ -70,17 +72,19 @@ def folds_of(groups: Groups, num_folds: int | None, seed: int, min_documents: in
     return folds
 
 
-def ambiguous(groups: Groups, rows: np.ndarray, seed: int) -> np.ndarray:
+def ambiguous(groups: LabelledTexts, rows: np.ndarray, seed: int) -> np.ndarray:
     """Return the ambiguous set among the documents `rows`, shuffled."""
     return _even(groups, rows, (0, 3), seed)
 
 
-def balanced(groups: Groups, rows: np.ndarray, seed: int) -> np.ndarray:
+def balanced(groups: LabelledTexts, rows: np.ndarray, seed: int) -> np.ndarray:
     """Return the balanced set among the documents `rows`, shuffled."""
     return _even(groups, rows, (0, 1, 2, 3), seed)
 
 
-def _even(groups: Groups, rows: np.ndarray, wanted: tuple[int, ...], seed: int) -> np.ndarray:
+def _even(
+    groups: LabelledTexts, rows: np.ndarray, wanted: tuple[int, ...], seed: int
+) -> np.ndarray:
     members = [rows[groups.group[rows] == group] for group in wanted]
     size = min(map(len, members))
     chosen = np.concatenate([own[:size] for own in members]).tolist()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssae.activation.rows import Rows
 from ssae.artifact.store import Artifact
-from ssae.labelled.base import Groups
+from ssae.labelled.base import LabelledTexts
 from ssae.probe.candidates import Place
 from ssae.probe.concepts import concept_features
 from ssae.probe.dictionary import Dictionary, Key
@@ -64,7 +64,7 @@ def rows_of(study: Study, documents: Artifact) -> dict[str, Rows]:
 
 def read(
     study: Study,
-    groups: Groups,
+    groups: LabelledTexts,
     sets: Sets,
     trained: Mapping[Place, Artifact],
 ) -> tuple[Evidence, dict[Key, Dictionary], Directions]:

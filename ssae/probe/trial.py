@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssae.activation.rows import Rows
-from ssae.labelled.base import Groups
+from ssae.labelled.base import LabelledTexts
 from ssae.probe.attribution import exact_effects, integrated_gradients, linear_effects
 from ssae.probe.dictionary import Dictionary, Key
 from ssae.probe.erase import leace, mean_difference
@@ -36,7 +36,7 @@ class Method(NamedTuple):
 class Evidence(NamedTuple):
     """What is known of the documents without any seed."""
 
-    groups: Groups
+    groups: LabelledTexts
     rows: Rows
     x: Tensor
     """(n, d) pooled activations."""

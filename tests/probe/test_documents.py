@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from ssae.labelled.base import Groups
+from ssae.labelled.base import LabelledTexts
 from ssae.labelled.files import LabelledFile
 from ssae.labelled.synthetic import SyntheticBios
 from ssae.probe.documents import (
@@ -151,7 +151,7 @@ def test_too_few_documents_with_a_word_are_refused_with_the_override(shift):
     group = np.arange(len(texts)) % 2
     group[60:] = 0
     splits = np.array([""] * len(texts))
-    groups = Groups(texts, group, group.copy(), splits, ("a", "b"), ("x", "y"))
+    groups = LabelledTexts(texts, group, group.copy(), splits, ("a", "b"), ("x", "y"))
     with pytest.raises(
         ValueError,
         match=rf"at least {MIN_EXCHANGED} documents .*; {MIN_EXCHANGED - 1} do\. Set "

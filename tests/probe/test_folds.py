@@ -4,23 +4,27 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ssae.labelled.base import Groups
+from ssae.labelled.base import LabelledTexts
 from ssae.probe.folds import ambiguous, balanced, folds_of
 
 
-def groups_of(counts: tuple[int, ...], splits: list[str] | None = None, seed: int = 0) -> Groups:
+def groups_of(
+    counts: tuple[int, ...], splits: list[str] | None = None, seed: int = 0
+) -> LabelledTexts:
     """Documents of the four groups in these numbers, mixed."""
     group = np.repeat(np.arange(4), counts)
     group = np.random.default_rng(seed).permutation(group)
     texts = [f"text {i}" for i in range(len(group))]
     given = np.array(splits or [""] * len(group), dtype=str)
-    return Groups(texts, group // 2, group % 2, given, ("nurse", "surgeon"), ("female", "male"))
+    return LabelledTexts(
+        texts, group // 2, group % 2, given, ("nurse", "surgeon"), ("female", "male")
+    )
 
 
 COUNTS = (53, 11, 17, 40)
 
 
-def published(groups: Groups, rows: np.ndarray, wanted: list[tuple], seed: int) -> list[int]:
+def published(groups: LabelledTexts, rows: np.ndarray, wanted: list[tuple], seed: int) -> list[int]:
     """The notebook of SHIFT (bib_shift.ipynb): the first n of each group, joined and shuffled."""
     members = [
         [i for i in rows if (groups.label[i], groups.spurious[i]) == group] for group in wanted
