@@ -74,7 +74,7 @@ def shift(study: Study) -> Artifact:
         "hookpoint": study.hookpoint,
         "num_bootstraps": study.num_bootstraps,
         "seed": study.seed,
-        "format": 2,
+        "format": 3,
     }
 
     # Before the artifact's own work, which one rank does: these passes are every rank's.

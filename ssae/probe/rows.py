@@ -93,8 +93,9 @@ def _row(
 
 
 def _name(method: Method) -> str:
-    """Return what a sweep calls a row: shift_retrained_specialist_0.125."""
-    parts = [method.name, "retrained" if method.retrained else None, method.arm]
+    """Return what a sweep calls a row: specialist_retrained_0.125, of SHIFT, random_specialist."""
+    parts = [None if method.name == "shift" else method.name, method.arm]
+    parts.append("retrained" if method.retrained else None)
     parts.append(f"{method.width:g}" if method.width not in (None, 1) else None)
     return "_".join(part for part in parts if part)
 

@@ -57,4 +57,4 @@ def test_a_gain_is_the_difference_to_the_other_arm_of_the_same_seeds():
     assert gain["value"] == pytest.approx(second["value"] - first["value"])
     assert gain["low"] < gain["value"] < gain["high"]
     assert second["num_ablated"] == 3
-    assert [first["sae"], gain["sae"]] == ["shift_first", None]
+    assert [first["sae"], gain["sae"]] == ["first", None]
