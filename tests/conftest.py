@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from ssae.activation.shards import Tokens, write_statistics
 from ssae.activation.writer import ShardWriter
 from ssae.arm import Arm, Training
 from ssae.artifact.store import Artifact, build
+from ssae.corpus import hub
 from ssae.corpus.base import SPLITS, Corpus, load_split
 from ssae.corpus.files import Files
 from ssae.corpus.part import Part
@@ -94,6 +95,14 @@ def tokenizer_with(**special: str) -> transformers.PreTrainedTokenizerFast:
 def heed_sigint() -> None:
     """A shell has the jobs in its background ignore SIGINT; tests send it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def no_known_commits() -> Iterator[None]:
+    """A commit of the hub is asked for once in a process."""
+    hub.commit_of.cache_clear()
+    yield
+    hub.commit_of.cache_clear()
 
 
 @pytest.fixture(scope="session")

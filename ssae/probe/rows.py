@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from ssae.metric.rows import row
+from ssae.metric.sums import intervals
 from ssae.probe.scores import (
     MEASURES,
     group_accuracy,
     group_draws,
-    interval,
     worst_group_accuracy,
 )
 from ssae.probe.settings import Shift
@@ -87,7 +87,7 @@ def _row(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return a row of the mean over seeds (num_draws + 1, num_seeds)."""
-    numbers = interval(values.mean(1))
+    numbers = intervals(values.mean(1))
     made = row(name, numbers, sae, SPLIT, band, evidence.rows.num_tokens, formula)
     return made | {**about, "by_seed": values[0].tolist()}
 

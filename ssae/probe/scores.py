@@ -19,7 +19,6 @@ K = TypeVar("K")
 
 AMBIGUOUS = np.array([True, False, False, True])
 """Of the groups 2 label + spurious."""
-LOW, HIGH = 0.025, 0.975
 
 
 def label_accuracy(groups: np.ndarray) -> np.ndarray:
@@ -87,7 +86,7 @@ def group_draws(
         weights = np.vstack([share, weights]).astype(np.float32)
         accuracies[:, :, index] = weights @ stacked[:, members].T
         # To the last digit: a share of whole documents.
-        accuracies[0, :, index] = correct_share(stacked[:, members])
+        accuracies[0, :, index] = stacked[:, members].mean(1, dtype=np.float64)
     chosen = generator.integers(num_seeds, size=(num_draws, num_seeds))
     chosen = np.vstack([np.arange(num_seeds), chosen])
     found = {}
@@ -95,17 +94,6 @@ def group_draws(
         own = accuracies[:, place * num_seeds : (place + 1) * num_seeds]
         found[key] = np.take_along_axis(own, chosen[:, :, None], axis=1)
     return found
-
-
-def correct_share(correct: np.ndarray) -> np.ndarray:
-    """Return the share (m,) of each row (m, n) that is 1."""
-    return correct.astype(np.float64).mean(1)
-
-
-def interval(draws: np.ndarray) -> tuple[float, float, float]:
-    """Return (value, low, high) of draws (1 + num_draws,): the first, and the 95 % interval."""
-    low, high = np.quantile(draws[1:], [LOW, HIGH])
-    return float(draws[0]), float(low), float(high)
 
 
 def is_tie(numbers: Sequence[float]) -> bool:

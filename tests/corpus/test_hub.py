@@ -33,11 +33,7 @@ def documents(hub: Hub) -> list[tuple[str, str]]:
     return [(d["text"], d["source"]) for part in hub.parts() for d in part.documents()]
 
 
-@pytest.fixture(autouse=True)
-def nothing_known():
-    hub.commit_of.cache_clear()
-    yield
-    hub.commit_of.cache_clear()
+pytestmark = pytest.mark.usefixtures("no_known_commits")
 
 
 @pytest.fixture

@@ -58,11 +58,7 @@ def save(kind: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def nothing_known():
-    hub.commit_of.cache_clear()
-    yield
-    hub.commit_of.cache_clear()
+pytestmark = pytest.mark.usefixtures("no_known_commits")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ssae.metric.sums import intervals
 from ssae.probe import scores
 
 
@@ -80,7 +81,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
         # Seeds that agree: what differs are the documents.
         right = np.tile(generator.random(240) < 0.7, (3, 1))
         draws = scores.group_draws({"m": right}, np.ones(240, bool), group, 300, repeat)
-        _, low, high = scores.interval(scores.label_accuracy(draws["m"]).mean(1))
+        _, low, high = intervals(scores.label_accuracy(draws["m"]).mean(1))
         held += low <= 0.7 <= high
     assert 0.9 <= held / 200 <= 0.99
 
