@@ -202,12 +202,13 @@ def _report(words: Sequence[str]) -> None:
 
 
 def _summarise() -> None:
-    if Watch.folder is None:  # no sweep
+    folder, Watch.folder = Watch.folder, None  # another `main` of this process is another command
+    if folder is None:  # no sweep
         return
     from ssae.sweep.summary import summarise
 
     Watch.stop()
-    summarise(Watch.folder, Watch.num_jobs)
+    summarise(folder, Watch.num_jobs)
 
 
 def _quiet_libraries() -> None:

@@ -79,6 +79,9 @@ def test_a_saved_sae_is_a_generalist_and_a_sweep_shares_its_artifacts(
     harvests = [path for path in artifacts(tmp_path) if "/harvest/" in path]
     assert len(harvests) == 2  # the generalist's documents and the specialists'
 
+    monkeypatch.chdir(trained)  # the sweep's folder is not there: the next command is none of it
+    run(monkeypatch, "train", "--cfg", "job")
+
 
 @pytest.mark.slow
 def test_optuna_is_told_what_the_jobs_measured(
