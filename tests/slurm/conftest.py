@@ -1,5 +1,6 @@
 """A SLURM cluster of two nodes on this machine, one for each process of the tests."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -59,17 +60,26 @@ class Cluster:
         deadline = time.monotonic() + 1200
         pending = 0
         while (state := self.state(job)) not in ENDED:
-            assert time.monotonic() < deadline, state + (log.read_text() if log.exists() else "")
-            pending = pending + 1 if state == "PENDING" else 0
-            if (
-                pending == 10
-            ):  # SLURM itself lets two minutes pass, so that all of the old job is gone
+            if time.monotonic() > deadline:
+                log_text = log.read_text() if log.exists() else ""
+                raise AssertionError(self("scontrol", "show", "job", job) + log_text)
+            # SLURM itself lets two minutes pass, so that all of the old job is gone.
+            pending = pending + 1 if state == "PENDING" and not self.alive(job) else 0
+            if pending == 10:
                 subprocess.run(
                     ["scontrol", "update", f"jobid={job}", "starttime=now"],
                     env=self.environment, capture_output=True,
                 )  # fmt: skip
             time.sleep(0.5)
         return state
+
+    def alive(self, job: str) -> bool:
+        """Whether a daemon of an earlier start of the job, which holds its processes, is left."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if path.read_bytes().startswith(f"slurmstepd: [{job}.".encode()):
+                    return True
+        return False
 
 
 @pytest.fixture
