@@ -39,7 +39,7 @@ def shift(study: Study) -> Artifact:
         ValueError: a group of documents is too small, an SAE reads behind the probe, or an edited
             file is of other SAEs.
     """
-    arms = _arms(study)
+    _check(study)
     study, hookpoints = resolved(study)
     groups, left_out = load_groups(study)
     log.info("labelled documents: %s; left out: %s", groups.spell_counts(), left_out)
@@ -50,7 +50,7 @@ def shift(study: Study) -> Artifact:
         Key(arm, width, seed)
         for seed in settings.seeds
         for width in settings.widths
-        for arm in arms
+        for arm in settings.arms
     ]
     for key in keys:
         own = narrowed(study, key, hookpoints[0], hookpoints[1:])  # likewise
@@ -110,24 +110,22 @@ def shift(study: Study) -> Artifact:
     return build(study.artifacts, "shift", inputs, make)
 
 
-def _arms(study: Study) -> list[str]:
-    """Return the arms that are compared; refuses what would fail after hours of training."""
+def _check(study: Study) -> None:
+    """Refuse what would fail after hours of training."""
     settings = study.shift
-    named = {name: getattr(settings, name) for name in ("generalist", "specialist", "control")}
-    for option, arm in named.items():
+    for option in ("generalist", "specialist", "control"):
+        arm = getattr(settings, option)
         if arm is not None and arm not in study.arms:
             raise ValueError(
                 f"shift.{option} must be one of {', '.join(study.arms)}, got {arm!r}; "
                 f"set shift.{option}={next(iter(study.arms))}"
             )
-    arms = [arm for arm in named.values() if arm is not None]
-    if len(set(arms)) < len(arms):
+    if len(set(settings.arms)) < len(settings.arms):
         raise ValueError(
-            f"shift compares different arms, got {arms}; set shift.specialist=specialist"
+            f"shift compares different arms, got {settings.arms}; set shift.specialist=specialist"
         )
     if settings.candidates is not None and not Path(settings.candidates).expanduser().is_file():
         raise ValueError(
             f"shift.candidates: there is no file {settings.candidates}; set shift.candidates=null "
             "to write one"
         )
-    return arms

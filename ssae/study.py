@@ -148,6 +148,11 @@ class Study:
                 f"set arm={next(iter(self.arms), '<one of arms>')}"
             )
 
+    def line(self, arm: str) -> list[str]:
+        """Return an arm, the arm it starts from, the arm that one starts from, ..."""
+        before = self.arms[arm].init_from
+        return [arm, *(self.line(before) if before in self.arms else ())]
+
 
 def _check_sae(name: str, make: functools.partial[Any]) -> None:
     """Refuse arguments of an SAE before the hours that come before it is made."""

@@ -91,6 +91,15 @@ def tokenizer_with(**special: str) -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
+def biographies(**changes: Any) -> SyntheticBios:
+    """The settings of small synthetic labelled documents."""
+    values = {
+        "label": "profession", "spurious": "gender", "num_documents": 160, "correlation": 0.75,
+        "purity": 0.9, "cues": 0.8, "seed": 0,
+    }  # fmt: skip
+    return SyntheticBios(**values | changes)
+
+
 @pytest.fixture(autouse=True)
 def heed_sigint() -> None:
     """A shell has the jobs in its background ignore SIGINT; tests send it."""
@@ -295,10 +304,7 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
             "evaluation_batch_tokens": 256, "evaluation_tokens": 600, "num_bootstraps": 50,
             "minimise": "subdomain_test/perplexity_spliced/second",
             "export": Export(sae=None, format="saelens", path=None),
-            "labelled": SyntheticBios(
-                label="profession", spurious="gender", num_documents=160, correlation=0.75,
-                purity=0.9, cues=0.8, seed=0,
-            ),
+            "labelled": biographies(),
             "shift": Shift(
                 label="profession", spurious="gender", classes=None, values=None,
                 generalist="first", specialist="second", control=None, hookpoints=None,

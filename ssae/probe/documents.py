@@ -32,14 +32,16 @@ MIN_EXCHANGED = 20
 def load_groups(study: Study) -> tuple[LabelledTexts, dict[str, int]]:
     """Return the documents that no SAE has seen, and how many were left out for what.
 
-    Seeds, tests and pool documents that an arm learns from are none of them, nor are repeats and
-    documents without text.
+    Seeds, tests and pool documents that a compared arm, or one it starts from, learns from are none
+    of them, nor are repeats and documents without text.
     """
     groups = study.labelled.load()
-    arms = (study.shift.generalist, study.shift.specialist)
+    arms = dict.fromkeys(arm for name in study.shift.arms for arm in study.line(name))
     corpus = read_corpus(study)
     known = {fingerprint(text) for name in SPLITS[1:] for text in load_split(corpus, name)["text"]}
     for arm in arms:
+        if study.arms[arm].num_tokens == 0:  # a saved SAE as it is
+            continue
         documents = datasets.Dataset.load_from_disk(documents_for(study, arm).path / "documents")
         known |= {fingerprint(text) for text in documents["text"]}
     left_out = {"num_seen_by_saes": 0, "num_repeats": 0, "num_empty": 0}

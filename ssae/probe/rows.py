@@ -55,25 +55,23 @@ def _gains(
     shift: Shift, methods: Sequence[Method], draws: Mapping[Any, np.ndarray], evidence: Evidence
 ) -> list[dict[str, Any]]:
     """Return what the specialist's latents bring beyond the generalist's, by paired resamples."""
+    pairs = [
+        (method, method._replace(arm=arm), arm)
+        for method in methods
+        for arm in (shift.generalist, shift.control)
+        if method.arm == shift.specialist and method.name != "random"
+    ]
+    original = Method("original")  # against it: whether the label is still known
+    pairs += [(m, original, original.name) for m in methods if m.name == "shift" and m.most is None]
     found = []
-    for method in methods:
-        for reference in (shift.generalist, shift.control):
-            other = method._replace(arm=reference)
-            if method.name == "random" or method.arm != shift.specialist or other not in draws:
-                continue
-            about = _about(method) | {"num_ablated": None, "reference": reference}
-            for measure in MEASURES if method.most is None else (worst_group_accuracy,):
-                gain = measure(draws[method]) - measure(draws[other])
-                name = f"{measure.__name__}_gain"
-                found.append(_row(name, gain, None, "all", evidence, measure, about))
-    original = draws[Method("original")]
-    for method in methods:  # whether the label is still known
-        if method.name == "shift" and method.most is None:
-            about = _about(method) | {"num_ablated": None, "reference": "original"}
-            for measure in MEASURES:
-                gain = measure(draws[method]) - measure(original)
-                name = f"{measure.__name__}_gain"
-                found.append(_row(name, gain, None, "all", evidence, measure, about))
+    for method, other, reference in pairs:
+        if other not in draws:
+            continue
+        about = _about(method) | {"num_ablated": None, "reference": reference}
+        for measure in MEASURES if method.most is None else (worst_group_accuracy,):
+            gain = measure(draws[method]) - measure(draws[other])
+            name = f"{measure.__name__}_gain"
+            found.append(_row(name, gain, None, "all", evidence, measure, about))
     return found
 
 

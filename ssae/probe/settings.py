@@ -151,6 +151,12 @@ class Shift:
                 f"shift.probe must be one, got {self.probe!r}; set shift/probe=logistic"
             )
 
+    @property
+    def arms(self) -> list[str]:
+        """Those that are compared."""
+        named = (self.generalist, self.specialist, self.control)
+        return [arm for arm in named if arm is not None]
+
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and [type(word) for word in value] == [str, str]

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from ssae.artifact.store import content_hash
 from ssae.corpus.base import fingerprint
 from ssae.corpus.labelled_seeds import LabelledSeeds
 from ssae.labelled.files import LabelledFile
-from ssae.labelled.synthetic import SyntheticBios
+from tests.conftest import biographies
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -21,12 +22,7 @@ def pool(tmp_path: Path) -> str:
     return write(tmp_path / "pool.jsonl", [{"text": f"pool text {i}"} for i in range(60)])
 
 
-def bios(**changes) -> SyntheticBios:
-    values = {
-        "label": "profession", "spurious": "gender", "num_documents": 120, "correlation": 0.8,
-        "purity": 0.9, "cues": 0.5, "seed": 0,
-    }  # fmt: skip
-    return SyntheticBios(**values | changes)
+bios = functools.partial(biographies, num_documents=120, correlation=0.8, cues=0.5)
 
 
 def corpus(pool: str, **changes) -> LabelledSeeds:

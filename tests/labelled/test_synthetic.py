@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import math
 import random
@@ -7,7 +8,8 @@ from collections import Counter
 import pytest
 
 from ssae.artifact.store import content_hash
-from ssae.labelled.synthetic import NEUTRAL, OPENINGS, TRADES, SyntheticBios, biography
+from ssae.labelled.synthetic import NEUTRAL, OPENINGS, TRADES, biography
+from tests.conftest import biographies
 
 CUES = {
     "male": {"he", "his", "him", "mr", "wife"},
@@ -50,12 +52,7 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.lower()))
 
 
-def bios(**changes) -> SyntheticBios:
-    values = {
-        "label": "profession", "spurious": "gender", "num_documents": 400, "correlation": 0.8,
-        "purity": 0.9, "cues": 0.5, "seed": 0,
-    }  # fmt: skip
-    return SyntheticBios(**values | changes)
+bios = functools.partial(biographies, num_documents=400, correlation=0.8, cues=0.5)
 
 
 def some(num: int = 100, trade: str = "nurse", gender: str = "female", **chances) -> list[str]:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -11,7 +12,6 @@ import pytest
 
 from ssae.labelled.base import LabelledTexts
 from ssae.labelled.files import LabelledFile
-from ssae.labelled.synthetic import SyntheticBios
 from ssae.probe.documents import (
     MIN_EXCHANGED,
     NUM_EXCHANGED,
@@ -22,6 +22,7 @@ from ssae.probe.documents import (
     write_documents,
 )
 from ssae.study import Study
+from tests.conftest import biographies
 
 PAIRS = [["he", "she"], ["him", "her"], ["his", "her"], ["mr", "ms"], ["husband", "wife"]]
 
@@ -39,12 +40,7 @@ def exchanged(text: str, pairs: list, side: int) -> str:
     return "".join(found)
 
 
-def bios(**changes) -> SyntheticBios:
-    values = {
-        "label": "profession", "spurious": "gender", "num_documents": 300, "correlation": 0.8,
-        "purity": 0.9, "cues": 0.7, "seed": 0,
-    }  # fmt: skip
-    return SyntheticBios(**values | changes)
+bios = functools.partial(biographies, num_documents=300, correlation=0.8, cues=0.7)
 
 
 @pytest.fixture
