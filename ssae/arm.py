@@ -128,6 +128,8 @@ class Training:
         screening: auto searches the active latents in bfloat16 where the hardware is fast at it and
             scores them again in float32; exact never does.
         checkpoint_every_steps: how much work an interruption may cost.
+        optimality_every_steps: how far the dictionary is from stationary is logged so often
+            (training/optimality.py); null: never.
     """
 
     batch_size_tokens: int
@@ -142,6 +144,9 @@ class Training:
     sparsity_warmup_steps: int
     screening: str
     checkpoint_every_steps: int = dataclasses.field(metadata={"content": False})
+    optimality_every_steps: int | None = dataclasses.field(
+        default=None, metadata={"content": False}
+    )
 
     def __post_init__(self) -> None:
         check_types(self, "training.")
@@ -178,13 +183,14 @@ class Training:
                 f"training.initial_b_dec must be one of {', '.join(INITIAL_B_DECS)}, got "
                 f"{self.initial_b_dec!r}; set training.initial_b_dec=mean"
             )
-        every = self.resample_every_steps
-        whole = isinstance(every, int) and not isinstance(every, bool)
-        if every is not None and not (whole and every >= 1):
-            raise ValueError(
-                "training.resample_every_steps must be null or a whole number of at least 1, got "
-                f"{every!r}; set training.resample_every_steps=1000"
-            )
+        for name, example in (("resample_every_steps", 1000), ("optimality_every_steps", 500)):
+            every = getattr(self, name)
+            whole = isinstance(every, int) and not isinstance(every, bool)
+            if every is not None and not (whole and every >= 1):
+                raise ValueError(
+                    f"training.{name} must be null or a whole number of at least 1, got "
+                    f"{every!r}; set training.{name}={example}"
+                )
         for name, example in SHARES.items():
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(

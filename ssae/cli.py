@@ -2,12 +2,10 @@
 
 import dataclasses
 import difflib
-import logging
 import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -80,7 +78,9 @@ def task(cfg: DictConfig) -> float | None:
 
 
 def _run_verb(cfg: DictConfig) -> None:
-    _quiet_libraries()
+    from ssae.process.quiet import quiet_libraries
+
+    quiet_libraries()
     try:
         call_verb(cfg.verb, study_of(cfg))
     except Interrupted as stop:
@@ -126,6 +126,20 @@ def call_verb(verb: str, study: Any) -> None:
 
             artifact = shift(study)
             write_shift(study, artifact)
+            print_made(artifact)
+        case "diagnose":
+            from ssae.diagnose import diagnose
+            from ssae.run import write_diagnosis
+
+            artifact = diagnose(study)
+            write_diagnosis(study, artifact)
+            print_made(artifact)
+        case "polish":
+            from ssae.polish import polish
+            from ssae.run import write_polish
+
+            artifact = polish(study)
+            write_polish(study, artifact)
             print_made(artifact)
         case "export":
             from ssae.export import export
@@ -209,33 +223,6 @@ def _summarise() -> None:
 
     Watch.stop()
     summarise(folder, Watch.num_jobs)
-
-
-def _quiet_libraries() -> None:
-    """Leave progress and warnings to what a user can act on."""
-    import datasets
-    import lightning  # noqa: F401 - its import sets its loggers' level
-    import transformers
-
-    from ssae.process.ranks import rank
-
-    if rank() > 0:
-        logging.disable(logging.INFO)  # rank 0 tells the same story
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for name in ("httpx", "faiss.loader"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every matrix product
-    # Said on every machine that has SLURM; ranks that nobody started are refused anyway.
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-    # Batches come straight from mapped files: worker processes would only copy them.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen
-    # Batches are a function of the step: our loader resumes exactly (activation/datamodule.py).
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -9,6 +9,8 @@ VERBS = {
     "train": "train the SAE of one arm (arm=specialist), and what it starts from",
     "evaluate": "measure every arm on the subdomain's and the general test split",
     "shift": "take a spurious attribute (gender) out of a classifier by ablating its latents",
+    "diagnose": "how far SAEs are from what any L1 optimum must satisfy, and what that explains",
+    "polish": "lower the objective of a trained SAE in a few steps, kept only if it helps",
     "export": "write an arm's SAE, or any saved one, in the format of another library",
     "report": "draw the summary and the Pareto curves of finished runs and sweeps again",
 }
@@ -95,6 +97,19 @@ without experiment=, it takes experiment=synthetic_bios: no account, no download
   ssae shift experiment=bias_in_bios          LabHC/bias_in_bios and Pythia-70M, from the hub
   ssae shift experiment=labelled_files corpus.pool=POOL labelled.path=FILE language_model.name=DIR
 a folder of SAEs of all layers: 'arms.generalist.init_from="saes/{hookpoint}"' shift.widths=[1]""",
+    "diagnose": """\
+reads   every arm's SAE (diagnose.arms), others in any format (diagnose.saes=[FOLDER,...]), both
+        test splits
+writes  runs/<name>/<time>/{diagnose.html, metrics.json, artifacts/diagnose/}
+steered by  diagnose.*, evaluation_tokens, num_bootstraps
+SAEs of several widths: the page also shows how latents split from one to the next
+the theory on data whose concepts are known: python -m ssae.theory""",
+    "polish": """\
+reads   the SAE of arm=, or polish.sae=<folder in any format, or id on the hub>; the harvest of arm=
+writes  artifacts/polish/<hash>/{sae.safetensors, sae.json, metrics.json}; ssae.load(folder)
+Rounds of best codes for the directions, directions for these codes, an encoder for both. The best
+round is kept if it lowers the objective on tokens that neither saw; else the SAE as it was.
+steered by  arm, polish.*, num_bootstraps, seed""",
     "export": """\
 reads   the SAE of arm=, or export.sae=<folder in any format, or id on the hub>
 writes  export.path=<folder>, loads it again and compares both on random input

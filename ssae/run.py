@@ -19,7 +19,9 @@ from ssae.metric.formulas import fvu, l0
 from ssae.metric.rows import row
 from ssae.process.ranks import rank
 from ssae.read_pool import read_corpus
+from ssae.report.diagnose import print_diagnosis, write_diagnose_report
 from ssae.report.html import write_report
+from ssae.report.polish import print_polish
 from ssae.report.shift import print_shift, write_shift_report
 from ssae.report.terminal import print_table
 from ssae.retrieve import ranking_quality, retrieve, retrieve_for
@@ -27,7 +29,7 @@ from ssae.retriever.base import Retriever
 from ssae.sae.files import load_description
 from ssae.study import Study
 from ssae.train import train
-from ssae.training.results import log_evaluation, log_shift
+from ssae.training.results import all_numbers, log_evaluation, log_page, log_shift
 
 OWN = "retriever"
 """The key of `compare` that is the study's own."""
@@ -145,6 +147,42 @@ def write_shift(study: Study, made: Artifact) -> None:
     print_shift(metrics, settings.label, settings.spurious)
     log_shift(study, metrics, page)
     Console().print(f"report: {page}", soft_wrap=True)
+
+
+def write_diagnosis(study: Study, made: Artifact) -> None:
+    """Write links, metrics.json and diagnose.html of `ssae diagnose`; print what was found."""
+    if rank() > 0:
+        return
+    link_artifacts(study, {"diagnose": made})
+    metrics, tables = (_read(made.path / f"{name}.json") for name in ("metrics", "tables"))
+    write_metrics(study, metrics)
+    page = write_diagnose_report(
+        study.run_dir,
+        name=study.name,
+        summary={
+            "language model": study.language_model.name,
+            "hookpoint": study.language_model.resolve(study.hookpoint),
+            "tokens": f"{study.evaluation_tokens:,} of each test split at most",
+            **made.manifest["saes"],
+        },
+        metrics=metrics,
+        tables=tables,
+        config=composed_config(study),
+    )
+    print_diagnosis(metrics, tables)
+    log_page(study, "diagnose", metrics, all_numbers(metrics), page)
+    Console().print(f"report: {page}", soft_wrap=True)
+
+
+def write_polish(study: Study, made: Artifact) -> None:
+    """Write a link and metrics.json of `ssae polish`; print what it gave."""
+    if rank() > 0:
+        return
+    link_artifacts(study, {"polish": made})
+    metrics = _read(made.path / "metrics.json")
+    write_metrics(study, metrics)
+    print_polish(metrics, made.manifest)
+    log_page(study, "polish", metrics, {f"polish/{m['name']}": m["value"] for m in metrics}, None)
 
 
 def training_rows(trained: Artifact, batch_size_tokens: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from ssae.activation.rows import PACKINGS, POLICIES
 from ssae.activation.source import Supply
 from ssae.arm import Arm, Training
 from ssae.corpus.base import Corpus
+from ssae.diagnosis.settings import Diagnose
 from ssae.labelled.base import Labelled
 from ssae.language_model.frozen import LanguageModel
 from ssae.probe.settings import Shift
@@ -20,6 +21,7 @@ from ssae.retriever.base import Retriever
 from ssae.sae.formats import FORMATS
 from ssae.selection import Selection
 from ssae.settings import check_least, check_types
+from ssae.theory.settings import Polish
 from ssae.training.trainer import check_options
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,8 @@ class Study:
     minimise: str
     labelled: Labelled
     shift: Shift
+    diagnose: Diagnose
+    polish: Polish
     export: Export
 
     def __post_init__(self) -> None:

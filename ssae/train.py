@@ -38,6 +38,7 @@ from ssae.training.initialise import extra_sae, initial_sae, steering
 from ssae.training.lit_sae import LitSAE
 from ssae.training.logger import finish, make_logger
 from ssae.training.media import log_sae
+from ssae.training.optimality import Optimality
 from ssae.training.snapshots import Snapshots
 from ssae.training.trainer import SPEED_ONLY, make_trainer
 
@@ -81,7 +82,9 @@ def train(study: Study, arm_name: str) -> Artifact:
     checkpoints = Checkpoints(folder, every_steps, StopRequest())
     metadata = _metadata(study, arm_name, harvested)
     snapshots = Snapshots(artifact.partial, arm.num_snapshots, metadata, folder)
-    trainer = make_trainer(study, arm_name, num_steps, [snapshots, checkpoints])
+    looks = study.training.optimality_every_steps
+    callbacks = [] if looks is None else [Optimality(looks)]
+    trainer = make_trainer(study, arm_name, num_steps, [*callbacks, snapshots, checkpoints])
 
     def make(folders: list[Path]) -> list[Mapping[str, Any]]:
         # Not before it is certain that there is something to train: W&B shows every run.

@@ -38,6 +38,7 @@ from ssae.corpus import hub
 from ssae.corpus.base import SPLITS, Corpus, load_split
 from ssae.corpus.files import Files
 from ssae.corpus.part import Part
+from ssae.diagnosis.settings import Diagnose
 from ssae.labelled.synthetic import SyntheticBios
 from ssae.language_model.frozen import LanguageModel
 from ssae.objective.erm import ERM
@@ -55,6 +56,7 @@ from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 from ssae.selection import Selection
 from ssae.study import Export, Study
+from ssae.theory.settings import Polish
 from ssae.tokenise import tokenise
 
 torch.set_num_threads(1)
@@ -313,6 +315,14 @@ def make_study(neox_folder: Path, corpus_files: dict[str, str]) -> Callable[...,
                 num_candidates=8, min_effect=0.0, min_selectivity=0.55,
                 word_pairs=[["he", "she"], ["his", "her"], ["him", "her"]], examples=None,
                 candidates=None, concepts=["nurse", "ward"], num_contexts=2,
+            ),
+            "diagnose": Diagnose(
+                arms=None, saes=[], lam=None, sample_tokens=500, cone_latents=8, min_fires=3,
+                gap_tokens=60,
+            ),
+            "polish": Polish(
+                sae=None, lam=None, rounds=2, num_tokens=600, held_out=None, held_out_tokens=300,
+                encoder_steps=10, batch_size_tokens=64, lr=1e-3,
             ),
         }  # fmt: skip
         return Study(**(study | changes))

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from ssae.bench import data, e2e, step
 from ssae.cli import CONF, VERBS
+from ssae.sae.relu import ReLUSAE
 from ssae.sweep.report import parse
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,7 @@ LINES = [
     for line in block.splitlines()
     if line.strip() and not line.startswith("#")
 ]
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
 SSAE = [line for line in LINES if re.match(r"(ssae|torchrun .*-m ssae) ", line)]
 
 
@@ -29,6 +32,7 @@ def test_every_kind_of_command_is_covered():
     others = [line for line in LINES if line not in SSAE]
     # Those of slurm/ are run in tests/slurm.
     known = ("make ", "pip install ", "python -m ssae.bench ", "slurm/submit ", "slurm/sweep ")
+    known += ("python -m ssae.theory",)  # run in tests/theory
     assert all(line.startswith(known) for line in others), others
     assert {"run", "retrieve", "train", "evaluate"} <= {shlex.split(line)[1] for line in SSAE}
 
@@ -63,11 +67,12 @@ def test_every_ssae_command_composes(line: str, tmp_path: Path):
         hydra.compose("config", [*overrides, f"verb={verb}"], return_hydra_config=True)
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m")])
+@pytest.mark.parametrize(
+    "line", [line for line in LINES if line.startswith("python -m ssae.bench")]
+)
 def test_every_bench_command_parses(line: str):
     parser = argparse.ArgumentParser()
-    _, _, module, name, *arguments = shlex.split(line)
-    assert module == "ssae.bench"
+    _, _, _, name, *arguments = shlex.split(line)
     {"step": step, "e2e": e2e, "data": data}[name].add_arguments(parser)
     parser.parse_args(arguments)
 
@@ -79,11 +84,20 @@ def test_every_make_target_exists(line: str):
 
 
 def test_the_python_snippet_does_what_its_comments_say():
-    [snippet] = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(SNIPPETS[0], "README.md", "exec"), names)
     assert 0.4 < names["risk"].item() < 0.9
     assert names["weights"].sum().item() == pytest.approx(1)
+
+
+def test_the_snippet_of_the_theory_runs(monkeypatch):
+    sae = ReLUSAE(8, 16, l1_coefficient=1.0, auxk_coefficient=0.0, k_aux=1)
+    monkeypatch.setattr("ssae.sae.files.load", lambda path: sae)
+    names: dict = {"x": 3 * torch.rand(30, 8, generator=torch.Generator().manual_seed(0))}
+    *lines, last = SNIPPETS[1].strip().splitlines()
+    exec(compile("\n".join(lines), "README.md", "exec"), names)
+    scale = eval(last, names)
+    assert 0 < scale.wide_limit <= scale.optimal_codes <= scale.sae
 
 
 def test_the_tree_of_the_readme_is_the_tree():

@@ -8,7 +8,7 @@ from ssae.process.allocator import tune_allocator
 
 tune_allocator()  # before the import that starts torch
 
-from ssae.bench import data, e2e, index, measures, shift, step, tracin  # noqa: E402
+from ssae.bench import data, e2e, index, measures, shift, step, theory, tracin  # noqa: E402
 
 BENCHMARKS = {
     "step": (step, "one training step"),
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "index": (index, "nearest neighbours among many documents"),
     "tracin": (tracin, "scoring documents by TracIn"),
     "shift": (shift, "effects and ablations of latents"),
+    "theory": (theory, "optimal codes and the large dictionary"),
     "measures": (measures, "what evaluation measures beside the SAE's forward pass"),
 }
 

@@ -62,7 +62,7 @@ def initial_sae(study: Study, arm_name: str, init: Path | None, activations: Act
         sae = _steered(study, sae)
         _warn_of_ignored_settings(study, sae)
         _fold_decoder_norms(sae, init)
-    _check(sae, init, activations)
+    check_fits(sae, init, activations)
     if start == "recycle":
         device = torch.device(study.language_model.device_used)
         rate = study.training.recycle_firing_rate
@@ -201,7 +201,12 @@ def _steered(study: Study, sae: SparseAutoencoder) -> SparseAutoencoder:
     return steered.train(sae.training)
 
 
-def _check(sae: SparseAutoencoder, init: Path, activations: Activations) -> None:
+def check_fits(sae: SparseAutoencoder, init: Path, activations: Activations) -> None:
+    """Refuse an SAE, loaded from `init`, that was not made for these activations.
+
+    Raises:
+        ValueError: it reads another width, or reconstructs worse than their mean.
+    """
     if sae.d_in != activations.d_in:
         raise ValueError(
             f"the SAE in {init} reads activations of width {sae.d_in}, hookpoint "
@@ -215,7 +220,7 @@ def _check(sae: SparseAutoencoder, init: Path, activations: Activations) -> None
     sae.train(training)
     fvu = float((x - out.recon).square().sum() / (x - x.mean(0)).square().sum())
     l0 = float(out.latents.num_active().float().mean())
-    log.info("starting from %s: fvu %.3f, l0 %.1f on %d tokens", init, fvu, l0, len(x))
+    log.info("%s: fvu %.3f, l0 %.1f on %d tokens", init, fvu, l0, len(x))
     if fvu > 1:
         raise ValueError(
             f"the SAE in {init} has fvu {fvu:.2f} on these activations (l0 {l0:.1f}): worse than "

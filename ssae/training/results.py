@@ -26,7 +26,10 @@ HEADLINE = {  # name: metric and split of the studied arm
 }
 """By which runs of a project are sorted and drawn against each other: plain numbers of the summary,
 which a `define_metric` with a summary of its own would turn into mappings."""
-NO_CONFIG = ("artifacts", "run_dir", "logger", "trainer", "export", "minimise", "labelled", "shift")
+NO_CONFIG = (
+    "artifacts", "run_dir", "logger", "trainer", "export", "minimise", "labelled",
+    "shift", "diagnose", "polish",
+)  # fmt: skip
 """Of a study: where things go and what computes them, not what they are."""
 
 
@@ -58,16 +61,36 @@ def log_evaluation(
 
 def log_shift(study: "Study", metrics: Sequence[Metric], page: Path) -> None:
     """Log the numbers of `ssae shift`, shift/<metric>/<row>, W&B also the table and the page."""
-    logger = make_logger(study, "shift", study_config(study) | {"shift": study.shift})
-    if logger is None:
-        return
     numbers = {
         f"shift/{row['name']}/{row['sae']}": row["value"]
         for row in metrics
         if row["sae"] is not None and row["band"] == "all"
     }
-    log_media(logger, lambda: as_tables({"shift": metrics}))
-    log_media(logger, lambda: _page(page.read_text(encoding="utf-8")))
+    log_page(study, "shift", metrics, numbers, page)
+
+
+def log_page(
+    study: "Study",
+    verb: str,
+    metrics: Sequence[Metric],
+    numbers: Mapping[str, float],
+    page: Path | None,
+) -> None:
+    """Log the numbers of a verb that has settings of its own, W&B also the rows and the page.
+
+    Args:
+        study: its settings are study.<verb>.
+        verb: shift, diagnose, ...
+        metrics: the rows of metrics.json.
+        numbers: those to log, by name.
+        page: what was written of them, if anything.
+    """
+    logger = make_logger(study, verb, study_config(study) | {verb: getattr(study, verb)})
+    if logger is None:
+        return
+    log_media(logger, lambda: as_tables({verb: metrics}))
+    if page is not None:
+        log_media(logger, lambda: _page(page.read_text(encoding="utf-8")))
     log_metrics(logger, numbers)
     logger.save()
     finish(logger)

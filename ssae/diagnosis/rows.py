@@ -1,0 +1,153 @@
+"""Rows of metrics.json of a diagnosis, with 95 % intervals over resampled latents.
+
+A number of latents is their median; latents are what is resampled, so an interval says how far it
+would move with other latents of the same SAE, not with another seed of training.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ssae.diagnosis.measure import Diagnosis, diagnose_split
+from ssae.metric.rows import row
+from ssae.theory.antipodal import antipodal_pairs
+from ssae.theory.cone import cone_condition
+from ssae.theory.gap import OptimalityGap, optimality_gap
+from ssae.theory.penalty import penalty_of
+from ssae.theory.residual import residual_structure
+from ssae.theory.violations import stationarity
+
+QUARTERS = ("rarest quarter", "second quarter", "third quarter", "most common quarter")
+"""Of the latents, by how common in the pool the tokens are on which they fire."""
+CONE_VIOLATED = 0.01
+"""Relative residual of the cone condition that counts as a violation."""
+
+Rows = list[dict[str, Any]]
+
+
+def counted(own: Diagnosis, min_fires: int) -> np.ndarray:
+    """Return which latents (d_sae,) fire often enough for their violation to count."""
+    found = own.stationarity
+    known = found.excess.isfinite() & (found.fires >= min_fires)
+    return known.cpu().numpy()
+
+
+def diagnosis_rows(
+    diagnoses: Mapping[str, Diagnosis],
+    relatives: Mapping[str, list[str]],
+    split: str,
+    min_fires: int,
+    draws: "Draws",
+) -> Rows:
+    """Return the rows of all SAEs on one split.
+
+    Args:
+        diagnoses: by SAE.
+        relatives: of each SAE, those with the same latents that it is compared with.
+        split: the test split.
+        min_fires: tokens on which a latent must fire for its violation to count.
+        draws: resamples of latents.
+    """
+    rows: Rows = []
+    for name, own in diagnoses.items():
+        for metric, band, value, formula in _numbers(own, min_fires, draws):
+            values = value if isinstance(value, tuple) else (value, None, None)
+            rows.append(row(metric, values, name, split, band, own.num_tokens, formula))
+        for other in relatives[name]:
+            change = _change(own, diagnoses[other], min_fires, draws)
+            if change is not None:
+                made = row(
+                    "excess_change", change, name, split, "all", own.num_tokens, stationarity
+                )
+                rows.append(made | {"reference": other})
+    return rows
+
+
+def _numbers(own: Diagnosis, min_fires: int, draws: "Draws") -> list[tuple[str, str, Any, Any]]:
+    """Return (metric, band, value or interval, formula) of one SAE."""
+    known = counted(own, min_fires)
+    dense = [pair for pair in own.pairs if pair.is_dense]
+    residual = own.residual
+    found: list[tuple[str, str, Any, Any]] = [
+        ("fvu", "all", own.fvu, diagnose_split),
+        ("l0", "all", own.l0, diagnose_split),
+        ("lam", "all", own.penalty.lam, penalty_of),
+        ("latents_counted", "all", int(known.sum()), counted),
+        ("shrinkage_share", "all", residual.shrinkage_share, residual_structure),
+        ("linear_share", "all", residual.linear_share, residual_structure),
+        ("effective_dimensions", "all", residual.effective_dimensions, residual_structure),
+        ("antipodal_pairs", "all", len(own.pairs), antipodal_pairs),
+        ("dense_antipodal_pairs", "all", len(dense), antipodal_pairs),
+        ("antipodal_share", "all", sum(pair.share for pair in dense), antipodal_pairs),
+    ]
+    if own.cones:
+        violated = np.array([cone.residual > CONE_VIOLATED for cone in own.cones])
+        found.append(("cone_violated", "all", draws.of(np.mean, violated), cone_condition))
+    excess, rarity = _of(own, "excess")[known], own.rarity[known]
+    if not len(excess):
+        return found
+    for metric in ("violation", "excess", "tangent"):
+        median = draws.of(np.median, _of(own, metric)[known])
+        found.append((f"{metric}_median", "all", median, stationarity))
+    if len(excess) >= 2 * len(QUARTERS):
+        correlation = draws.of(rank_correlation, -rarity, excess)
+        found.append(("excess_rarity_correlation", "all", correlation, rank_correlation))
+        place = np.searchsorted(np.quantile(rarity, [0.25, 0.5, 0.75]), rarity)
+        for number, quarter in enumerate(QUARTERS):
+            if (place == number).any():
+                median = draws.of(np.median, excess[place == number])
+                found.append(("excess_median", quarter, median, stationarity))
+    return found
+
+
+def _change(
+    own: Diagnosis, before: Diagnosis, min_fires: int, draws: "Draws"
+) -> tuple[float, float, float] | None:
+    """Return the median change of a latent's excess violation, over latents known in both."""
+    both = counted(own, min_fires) & counted(before, min_fires)
+    if not both.any():
+        return None
+    return draws.of(np.median, (_of(own, "excess") - _of(before, "excess"))[both])
+
+
+def _of(own: Diagnosis, name: str) -> np.ndarray:
+    return getattr(own.stationarity, name).cpu().numpy()
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Spearman's correlation of a (n,) and b (n,); 0 where one is constant."""
+    ranks = rankdata(a), rankdata(b)
+    spread = float(np.prod([rank.std() for rank in ranks]))
+    return float(np.cov(*ranks, bias=True)[0, 1]) / spread if spread > 0 else 0.0
+
+
+def gap_rows(gaps: Mapping[str, OptimalityGap], split: str, num_tokens: int) -> Rows:
+    """Return the scale of objectives of every SAE, on the tokens that were held out."""
+    rows: Rows = []
+    for name, gap in gaps.items():
+        scale = gap.held_out or gap.scale
+        for metric, value in scale._asdict().items():
+            rows.append(
+                row(f"objective_{metric}", (value, None, None), name, split, "all", num_tokens,
+                    optimality_gap)
+            )  # fmt: skip
+    return rows
+
+
+class Draws:
+    """Resamples of latents, the same for every number of as many latents."""
+
+    def __init__(self, num_bootstraps: int, seed: int) -> None:
+        self.num_bootstraps, self.seed = num_bootstraps, seed
+
+    def of(self, statistic: Any, *values: np.ndarray) -> tuple[float, float, float]:
+        """Return a statistic of values (n,) with its 95 % interval."""
+        generator, n = np.random.default_rng(self.seed), len(values[0])
+        drawn = []
+        for _ in range(self.num_bootstraps):
+            chosen = generator.integers(n, size=n)
+            drawn.append(statistic(*(v[chosen] for v in values)))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        return float(statistic(*values)), float(low), float(high)
