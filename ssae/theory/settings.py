@@ -16,7 +16,7 @@ class Polish:
         lam: price of a unit of z, in units of x; null: what a ReLU SAE was trained with, or, where
             that is not known, the median of d_j . r on active pairs; 0 for all others.
         rounds: at most; the first that does not help is the last.
-        num_tokens: of the arm's text, in random blocks, that polishing learns from.
+        num_tokens: of the arm's text, drawn one by one, that polishing learns from.
         held_out: whose tokens decide: a test split, or documents of the arm's text that polishing
             leaves out; null: documents for a given `sae`, else the test split that is like the
             arm's text, for on documents that training has seen no change looks good.
