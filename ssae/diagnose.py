@@ -70,6 +70,8 @@ def diagnose(study: Study) -> Artifact:
             name: load(one, activations["general_test"]).to(lm.device_used)
             for name, one in found.items()
         }
+        parts = _gap_tokens(study, activations["subdomain_test"])  # refused before the long work
+        x, held_out = (part.to(lm.device_used) for part in parts)
         frequency = _log_frequency(Rows(tokenise(study, pool_sample)).token_counts)
         metrics: list[dict[str, Any]] = []
         tables: dict[str, list[dict[str, Any]]] = {}
@@ -97,10 +99,6 @@ def diagnose(study: Study) -> Artifact:
                 if split == "subdomain_test":
                     tables["splits"] = _splits(saes, diagnoses, lm.tokenizer)
             gaps, lam = {}, settings.lam
-            x, held_out = (
-                part.to(lm.device_used)
-                for part in _gap_tokens(study, activations["subdomain_test"])
-            )
             for name, sae in saes.items() if settings.gap_tokens else ():
                 lam = _common_lam(sae, x) if lam is None else lam
                 gaps[name] = optimality_gap(sae, x, lam, held_out)

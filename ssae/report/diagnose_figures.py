@@ -44,7 +44,7 @@ def scale_of_objectives(gaps: Sequence[Row], styles: Mapping[str, Style]) -> str
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(left=0)
     axes.grid(axis="x")
-    axes.set_xlabel(f"objective, lam = {rows[0]['lam']:.3g}, mean over held-out tokens")
+    axes.set_xlabel(f"objective on held-out tokens, lam = {rows[0]['lam']:.3g}")
     return to_svg(figure, "scale-of-objectives", "How far each SAE is from the best dictionaries")
 
 

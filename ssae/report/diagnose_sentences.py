@@ -34,14 +34,15 @@ def _scale(gaps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in gaps:
         if row["where"] != "held_out":
             continue
-        encoder = row["sae"] / row["optimal_codes"] - 1
+        encoder = row["sae"] - row["optimal_codes"]
         better = "less" if row["convex_path"] < row["optimal_codes"] else "more"
         yield (
             f"{row['sae_name']}: its objective on held-out tokens is {spell(row['sae'])}, of which "
-            f"its encoder costs {100 * encoder:.0f} %: its own directions reach "
+            f"its encoder costs {spell(encoder)} ({100 * encoder / row['sae']:.0f} %): its own "
+            f"directions, {row['num_directions']:,} of them in use, reach "
             f"{spell(row['optimal_codes'])} with optimal codes. {row['num_convex']:,} directions "
             f"of other tokens cost {better}, {spell(row['convex_path'])}; no dictionary of any "
-            f"size costs less than {spell(row['wide_limit'])}."
+            f"size with its b_dec costs less than {spell(row['wide_limit'])}."
         )
 
 

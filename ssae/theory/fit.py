@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import lightning as L
 import torch
+from scipy import sparse
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -14,6 +15,7 @@ from ssae.sae.relu import ReLUSAE
 from ssae.theory.coded import check_tokens
 from ssae.theory.codes import optimal_codes
 from ssae.theory.toy import Independent
+from ssae.theory.turning import statistics_of, turned
 from ssae.training.lit_sae import LitSAE
 
 BATCH, NUM_SCALE = 1024, 16_384
@@ -72,11 +74,8 @@ def fit_dictionary(
 ) -> Tensor:
     """Return directions (num_directions, d_in) fitted to P's objective on x, without an encoder.
 
-    Optimal codes and, for these, the best directions, one after the other:
-
-        d_j = E_j / ||E_j||,   E_j = sum_i z_ij (r_i + z_ij d_j)
-
-    Every step lowers the objective; where it ends depends on the random directions it begins with.
+    Optimal codes and, for these, the best directions, in turn (turning.py). Every step lowers the
+    objective; where it ends depends on the random directions it begins with.
 
     Args:
         x: (n, d_in), less b_dec.
@@ -91,11 +90,8 @@ def fit_dictionary(
     D, z = torch.nn.functional.normalize(D), None
     for _ in range(num_rounds):
         z = optimal_codes(x, D, lam, initial=z, tolerance=1e-4, max_steps=300).z
-        r = x - z @ D
-        for j in (z > 0).any(0).nonzero()[:, 0].tolist():
-            r += z[:, j, None] * D[j]
-            D[j] = torch.nn.functional.normalize(z[:, j] @ r, dim=0)
-            r -= z[:, j, None] * D[j]
+        statistics = statistics_of(x, sparse.csr_matrix(z.numpy()), D, lam, [num_directions])
+        D = torch.from_numpy(turned(statistics, D.numpy()))
     return D
 
 

@@ -132,8 +132,8 @@ class Hierarchical(Independent):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MutuallyExclusive(Independent):
-    """Groups of concepts of which at most one fires on a token.
+class Grouped(Independent):
+    """Concepts in groups of one size; within one they say something of each other.
 
     Args:
         group_size: of each; divides num_concepts.
@@ -148,6 +148,14 @@ class MutuallyExclusive(Independent):
                 f"group_size must be at least 2 and divide {self.num_concepts}, got "
                 f"{self.group_size}"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MutuallyExclusive(Grouped):
+    """Groups of concepts of which at most one fires on a token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rate * self.group_size > 1:
             raise ValueError(f"rate {self.rate} x group_size {self.group_size} must not exceed 1")
 
@@ -186,24 +194,17 @@ class SignedDense(Independent):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Correlated(Independent):
+class Correlated(Grouped):
     """Groups of concepts that tend to fire together, though none implies another.
 
     Args:
-        group_size: of each; divides num_concepts.
         correlation: of the normal variables whose largest values fire, in [0, 1).
     """
 
-    group_size: int = 4
     correlation: float = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group_size < 2 or self.num_concepts % self.group_size:
-            raise ValueError(
-                f"group_size must be at least 2 and divide {self.num_concepts}, got "
-                f"{self.group_size}"
-            )
         if not 0 <= self.correlation < 1:
             raise ValueError(f"correlation must lie in [0, 1), got {self.correlation}")
 

@@ -119,9 +119,10 @@ def test_rare_latents_are_blamed_only_with_evidence(correlation, words):
 
 def test_the_scale_says_what_encoder_and_directions_cost():
     [sentence] = answers(rows(), tables())["How far is each SAE from the best dictionaries?"]
-    assert "its encoder costs 25 %" in sentence
+    assert "its encoder costs 10.00 (20 %)" in sentence
+    assert "900 of them in use" in sentence
     assert "500 directions of other tokens cost less, 30.00" in sentence
-    assert "less than 10.00" in sentence
+    assert "with its b_dec costs less than 10.00" in sentence
 
 
 def test_what_was_not_measured_is_not_spoken_of(tmp_path):

@@ -211,8 +211,9 @@ def test_codes_stay_as_they_are(sample, listed):
 
 def test_codes_of_half_precision_are_taken(sample, listed):
     drawn = sample(9)
-    as_csc(drawn.z.bfloat16())
-    as_csc(listed(drawn.z.bfloat16()))
+    half = drawn.z.bfloat16()
+    for z in (half, listed(half)):
+        np.testing.assert_array_equal(as_csc(z).toarray(), half.double().numpy())
 
 
 def test_two_latents_of_one_direction_do_not_gain_by_turning_towards_each_other(unit):
