@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +20,14 @@ from ssae.activation.rows import Rows
 from ssae.artifact.replace import write_text
 from ssae.artifact.store import Artifact, build
 from ssae.corpus.base import TESTS
-from ssae.diagnosis.measure import Diagnosis, diagnose_split
+from ssae.diagnosis.measure import Diagnosis, Types, diagnose_split
+from ssae.diagnosis.risk import risk_of
 from ssae.diagnosis.rows import Draws, diagnosis_rows, gap_rows
 from ssae.diagnosis.saes import find, load
 from ssae.diagnosis.tables import gap_table, split_table, split_tables
 from ssae.harvest import harvest
+from ssae.metric.frequency import frequency_of
+from ssae.metric.tail import tail_types
 from ssae.process.progress import progress_bar
 from ssae.read_pool import read_corpus
 from ssae.retrieve import retrieve
@@ -31,7 +35,7 @@ from ssae.sae.base import SparseAutoencoder
 from ssae.study import Study
 from ssae.theory.coded import coded_by
 from ssae.theory.gap import optimality_gap
-from ssae.theory.penalty import lam_of_l0
+from ssae.theory.penalty import lam_of_l0, penalty_of
 from ssae.theory.splits import splits_of
 from ssae.tokenise import tokenise
 
@@ -55,12 +59,13 @@ def diagnose(study: Study) -> Artifact:
     pool_sample = retrieve(study, study.frequency_retriever, study.frequency_tokens)
     inputs = {
         "saes": {name: one.identity for name, one in found.items()},
+        "input_scales": {name: one.input_scale for name, one in found.items()},
         "splits": harvested,
         "pool_sample": pool_sample,
         "diagnose": study.diagnose,
         "num_bootstraps": study.num_bootstraps,
         "seed": study.seed,
-        "format": 1,
+        "format": 2,
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -70,9 +75,16 @@ def diagnose(study: Study) -> Artifact:
             name: load(one, activations["general_test"]).to(lm.device_used)
             for name, one in found.items()
         }
-        parts = _gap_tokens(study, activations["subdomain_test"])  # refused before the long work
+        # What can be refused is before the long work.
+        parts = _gap_tokens(study, activations["subdomain_test"])
         x, held_out = (part.to(lm.device_used) for part in parts)
-        frequency = _log_frequency(Rows(tokenise(study, pool_sample)).token_counts)
+        first = next(iter(saes))
+        lam = settings.lam or 0.0
+        if not lam and settings.gap_tokens:
+            lam = _common_lam(saes[first], x, found[first].input_scale)
+        pool_counts = Rows(tokenise(study, pool_sample)).token_counts
+        types = {split: _types(pool_counts, own.token_counts) for split, own in activations.items()}
+        risks = {name: risk_of(study, one.arm) if one.arm else None for name, one in found.items()}
         metrics: list[dict[str, Any]] = []
         tables: dict[str, list[dict[str, Any]]] = {}
         relatives = {name: one.relatives for name, one in found.items()}
@@ -88,8 +100,9 @@ def diagnose(study: Study) -> Artifact:
                 diagnoses = {}
                 for name, sae in saes.items():
                     own = diagnose_split(
-                        sae, activations[split], frequency, settings, found[name].input_scale
-                    )
+                        sae, activations[split], types[split], settings, found[name].input_scale,
+                        risks[name],
+                    )  # fmt: skip
                     diagnoses[name] = own
                     for table, rows in split_tables(own, settings.min_fires, lm.tokenizer).items():
                         where = {"sae": name, "split": split}
@@ -98,9 +111,8 @@ def diagnose(study: Study) -> Artifact:
                 metrics += diagnosis_rows(diagnoses, relatives, split, settings.min_fires, draws)
                 if split == "subdomain_test":
                     tables["splits"] = _splits(saes, diagnoses, lm.tokenizer)
-            gaps, lam = {}, settings.lam
+            gaps = {}
             for name, sae in saes.items() if settings.gap_tokens else ():
-                lam = _common_lam(sae, x) if lam is None else lam
                 gaps[name] = optimality_gap(sae, x, lam, held_out)
                 step(f"{name}, scale of objectives")
         tables["gaps"] = gap_table(gaps)
@@ -113,16 +125,33 @@ def diagnose(study: Study) -> Artifact:
     return build(study.artifacts, "diagnose", inputs, make)
 
 
-def _log_frequency(token_counts: Tensor) -> Tensor:
-    """Return log10 of occurrences per million; a type that does not occur counts as half a one."""
-    counts = token_counts.double().clamp_min(0.5)
-    return (counts * (1e6 / token_counts.sum().clamp_min(1))).log10()
+def _types(pool_counts: Tensor, counts: Tensor) -> Types:
+    """Return what is known of token types from counts in a sample of the pool, and in the split."""
+    # A type that does not occur counts as half a one.
+    per_million = pool_counts.double().clamp_min(0.5) * (1e6 / pool_counts.sum().clamp_min(1))
+    whole = np.ones((1, 1))
+    return Types(
+        per_million.log10(), tail_types(frequency_of(pool_counts).ranks, counts, whole).ids
+    )
 
 
-def _common_lam(sae: SparseAutoencoder, x: Tensor) -> float:
-    """Return the price at which optimal codes of this SAE are as sparse as its own."""
+def _common_lam(sae: SparseAutoencoder, x: Tensor, input_scale: float | None) -> float:
+    """Return the price that the first SAE pays, or at which optimal codes are as sparse as its own.
+
+    Raises:
+        ValueError: no price makes them so dense.
+    """
     own = coded_by(sae, x[:LAM_TOKENS])
-    lam = lam_of_l0(own.x, own.directions, float(own.z.num_active().double().mean()))
+    lam = penalty_of(sae, own, input_scale).lam
+    if lam > 0:
+        log.info("the scale of objectives has lam %.4g: what the first SAE pays", lam)
+        return lam
+    try:
+        lam = lam_of_l0(own.x, own.directions, float(own.z.num_active().double().mean()))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; set diagnose.lam to a price, or diagnose.gap_tokens=0"
+        ) from error
     log.info(
         "the scale of objectives has lam %.4g: optimal codes as sparse as the first SAE's", lam
     )

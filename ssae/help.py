@@ -108,7 +108,7 @@ the theory on data whose concepts are known: python -m ssae.theory""",
 reads   the SAE of arm=, or polish.sae=<folder in any format, or id on the hub>; the harvest of arm=
 writes  artifacts/polish/<hash>/{sae.safetensors, sae.json, metrics.json}; ssae.load(folder)
 Rounds of best codes for the directions, directions for these codes, an encoder for both. The best
-round is kept if it lowers the objective on tokens that neither saw; else the SAE as it was.
+round on half of the held-out documents is kept if the other half confirms it, else the old SAE.
 steered by  arm, polish.*, num_bootstraps, seed""",
     "export": """\
 reads   the SAE of arm=, or export.sae=<folder in any format, or id on the hub>

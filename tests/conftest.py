@@ -55,8 +55,7 @@ from ssae.sae.matryoshka import MatryoshkaSAE
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 from ssae.selection import Selection
-from ssae.study import Export, Study
-from ssae.theory.settings import Polish
+from ssae.study import Export, Polish, Study
 from ssae.tokenise import tokenise
 
 torch.set_num_threads(1)

@@ -4,9 +4,11 @@
     python -m ssae.bench theory --tokens 200 --d-sae 4096
 
 Optimal codes: scikit-learn's positive Lasso (coordinate descent, one token after the other, with a
-precomputed Gram matrix) against FISTA over all tokens at once, on tokens of sparse concepts in
-noise. Both are stopped at the same violation of the KKT conditions, as near as scikit-learn's
-`tol` lets it; the table says what each reached. The large dictionary: 2,000 tokens that may choose
+precomputed Gram matrix) against active sets of all tokens at once, on tokens of sparse concepts in
+noise, and on the hard case: Gaussian tokens, of which a coherent dictionary (half as wide, so its
+directions are near one another) makes codes of nearly d_in latents. Both are stopped at the same
+violation of the KKT conditions, as near as scikit-learn's `tol` lets it; the table says what each
+reached. The large dictionary: 2,000 tokens that may choose
 among their own 2,000 directions, d_in 128, to a relative duality gap of 1e-4.
 """
 
@@ -32,6 +34,7 @@ from ssae.theory.convex import candidates_of, solve_large_dictionary
 D_IN, LAM, NUM_CONCEPTS, ACTIVE = 128, 0.1, 256, 8
 NOISE = 0.1
 """Norm of the noise of a token, beside concepts of activation 0.5 to 1.5."""
+COHERENT_D_IN, COHERENT_LAM = 64, 0.5
 POINTS = 2000
 GAMMAS = (0.02, 0.1, 0.2)
 TOLERANCE = 1e-8
@@ -57,8 +60,18 @@ def run(arguments: argparse.Namespace) -> None:
             option = f"--{name.replace('_', '-')}"
             sys.exit(f"{option} must be at least 1, got {getattr(arguments, name)}")
     console = Console()
-    console.print(_codes(arguments.tokens, arguments.d_sae, arguments.rounds))
+    n, d_sae = arguments.tokens, arguments.d_sae
+    console.print(_codes(planted_tokens(n, 0), random_rows(d_sae, D_IN, 1), LAM, arguments.rounds))
+    x = COHERENT_D_IN**0.5 * random_rows(n, COHERENT_D_IN, 2)
+    D = random_rows(d_sae, COHERENT_D_IN, 3)
+    console.print(_codes(x, D, COHERENT_LAM, arguments.rounds))
     console.print(_large_dictionaries(arguments.points))
+
+
+def random_rows(n: int, d_in: int, seed: int) -> Tensor:
+    """Return random directions (n, d_in) of norm 1, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return unit_directions(torch.randn(n, d_in, generator=generator, dtype=torch.float64))[0]
 
 
 def planted_tokens(n: int, seed: int) -> Tensor:
@@ -77,19 +90,16 @@ def sklearn_codes(x: Tensor, D: Tensor, lam: float) -> Tensor:
     features = np.asfortranarray(D.T.numpy())
     # Its objective divides the squared error by 2 d_in.
     lasso = Lasso(
-        lam / D_IN, positive=True, fit_intercept=False, precompute=cast(Any, (D @ D.T).numpy()),
-        tol=SKLEARN_TOL, max_iter=1_000_000,
+        lam / D.shape[1], positive=True, fit_intercept=False, tol=SKLEARN_TOL, max_iter=1_000_000,
+        precompute=cast(Any, (D @ D.T).numpy()),
     )  # fmt: skip
     return torch.from_numpy(np.stack([lasso.fit(features, row).coef_ for row in x.numpy()]))
 
 
-def _codes(num_tokens: int, d_sae: int, rounds: int) -> Table:
-    x = planted_tokens(num_tokens, 0)
-    generator = torch.Generator().manual_seed(1)
-    D = unit_directions(torch.randn(d_sae, D_IN, generator=generator, dtype=torch.float64))[0]
+def _codes(x: Tensor, D: Tensor, lam: float, rounds: int) -> Table:
     ways: dict[str, Callable[[], Tensor]] = {
-        "scikit-learn": lambda: sklearn_codes(x, D, LAM),
-        "ssae.theory": lambda: optimal_codes(x, D, LAM, tolerance=TOLERANCE).z,
+        "scikit-learn": lambda: sklearn_codes(x, D, lam),
+        "ssae.theory": lambda: optimal_codes(x, D, lam, tolerance=TOLERANCE).z,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     codes = {}
@@ -100,17 +110,15 @@ def _codes(num_tokens: int, d_sae: int, rounds: int) -> Table:
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     table = Table(
-        title=f"optimal codes of {num_tokens} tokens, d_in {D_IN}, d_sae {d_sae}",
+        title=f"optimal codes of {len(x)} tokens, d_in {x.shape[1]}, d_sae {len(D)}",
         title_justify="left",
     )
     for name in ("", "ms a token", "times faster", "KKT violation"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, z in codes.items():
-        worst = float(kkt_violation(x, z, D, LAM).max())
+        worst = float(kkt_violation(x, z, D, lam).max())
         ratio = medians["scikit-learn"] / medians[name]
-        table.add_row(
-            name, f"{1000 * medians[name] / num_tokens:.3g}", f"{ratio:.2f}", f"{worst:.1e}"
-        )
+        table.add_row(name, f"{1000 * medians[name] / len(x):.3g}", f"{ratio:.2f}", f"{worst:.1e}")
     difference = float((codes["scikit-learn"] - codes["ssae.theory"]).abs().max())
     table.caption = f"largest difference of a code: {difference:.1e}"
     return table

@@ -1,26 +1,33 @@
 """Rows of metrics.json of a diagnosis, with 95 % intervals over resampled latents.
 
 A number of latents is their median; latents are what is resampled, so an interval says how far it
-would move with other latents of the same SAE, not with another seed of training.
+would move with other latents of the same SAE on the same text, not with another seed of training,
+nor with other documents, which latents share. A share of few latents has Wilson's interval.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 from ssae.diagnosis.measure import Diagnosis, diagnose_split
 from ssae.metric.rows import row
+from ssae.metric.tail import tail_types
 from ssae.theory.antipodal import antipodal_pairs
 from ssae.theory.cone import cone_condition
 from ssae.theory.gap import OptimalityGap, optimality_gap
+from ssae.theory.pairs import pair_identity
 from ssae.theory.penalty import penalty_of
 from ssae.theory.residual import residual_structure
 from ssae.theory.violations import stationarity
 
 QUARTERS = ("rarest quarter", "second quarter", "third quarter", "most common quarter")
 """Of the latents, by how common in the pool the tokens are on which they fire."""
+TAIL, OTHERS = "latents of tail types", "all other latents"
+"""Those that represent a rare token type of the split, and the rest."""
+EXCESS = "tangent_excess"
+"""What is compared over SAEs, with a penalty or without: one unit for all."""
 CONE_VIOLATED = 0.01
 """Relative residual of the cone condition that counts as a violation."""
 
@@ -30,7 +37,7 @@ Rows = list[dict[str, Any]]
 def counted(own: Diagnosis, min_fires: int) -> np.ndarray:
     """Return which latents (d_sae,) fire often enough for their violation to count."""
     found = own.stationarity
-    known = found.excess.isfinite() & (found.fires >= min_fires)
+    known = found.tangent_excess.isfinite() & (found.fires >= min_fires)
     return known.cpu().numpy()
 
 
@@ -59,7 +66,13 @@ def diagnosis_rows(
             change = _change(own, diagnoses[other], min_fires, draws)
             if change is not None:
                 made = row(
-                    "excess_change", change, name, split, "all", own.num_tokens, stationarity
+                    "tangent_excess_change",
+                    change,
+                    name,
+                    split,
+                    "all",
+                    own.num_tokens,
+                    stationarity,
                 )
                 rows.append(made | {"reference": other})
     return rows
@@ -83,33 +96,65 @@ def _numbers(own: Diagnosis, min_fires: int, draws: "Draws") -> list[tuple[str, 
         ("antipodal_share", "all", sum(pair.share for pair in dense), antipodal_pairs),
     ]
     if own.cones:
-        violated = np.array([cone.residual > CONE_VIOLATED for cone in own.cones])
-        found.append(("cone_violated", "all", draws.of(np.mean, violated), cone_condition))
-    excess, rarity = _of(own, "excess")[known], own.rarity[known]
-    if not len(excess):
-        return found
-    for metric in ("violation", "excess", "tangent"):
+        violated = [cone.residual > CONE_VIOLATED for cone in own.cones]
+        found.append(("cone_violated", "all", share_of(violated), cone_condition))
+        found.append(("cone_examined", "all", len(violated), cone_condition))
+    if own.identity is not None:
+        error = (own.identity.expected - own.identity.cosine).abs()
+        error = error[error.isfinite()].cpu().numpy()
+        found.append(("pair_identity_error", "all", draws.of(np.median, error), pair_identity))
+    for metric in ("violation", "excess", "tangent", "tangent_excess") if known.any() else ():
         median = draws.of(np.median, _of(own, metric)[known])
         found.append((f"{metric}_median", "all", median, stationarity))
-    if len(excess) >= 2 * len(QUARTERS):
-        correlation = draws.of(rank_correlation, -rarity, excess)
-        found.append(("excess_rarity_correlation", "all", correlation, rank_correlation))
-        place = np.searchsorted(np.quantile(rarity, [0.25, 0.5, 0.75]), rarity)
-        for number, quarter in enumerate(QUARTERS):
-            if (place == number).any():
-                median = draws.of(np.median, excess[place == number])
-                found.append(("excess_median", quarter, median, stationarity))
+    if own.own_risk is not None and known.any():
+        median = draws.of(np.nanmedian, own.own_risk.tangent_excess.cpu().numpy()[known])
+        found.append(("tangent_excess_own_risk_median", "all", median, stationarity))
+    return found + _by_rarity(own, known, draws)
+
+
+def _by_rarity(
+    own: Diagnosis, known: np.ndarray, draws: "Draws"
+) -> list[tuple[str, str, Any, Any]]:
+    """Return likewise what violations have to do with rare tokens."""
+    excess, rarity, finds = (v[known] for v in (_of(own, EXCESS), own.rarity, own.finds_tail))
+    found: list[tuple[str, str, Any, Any]] = [("tail_latents", "all", int(finds.sum()), tail_types)]
+    if len(excess) < 2 * len(QUARTERS):
+        return found
+    correlation = draws.of(rank_correlation, -rarity, excess)
+    found.append((f"{EXCESS}_rarity_correlation", "all", correlation, rank_correlation))
+    place = np.searchsorted(np.quantile(rarity, [0.25, 0.5, 0.75]), rarity)
+    bands = {quarter: place == number for number, quarter in enumerate(QUARTERS)}
+    for band, own_band in (bands | {TAIL: finds, OTHERS: ~finds}).items():
+        if own_band.any():
+            median = draws.of(np.median, excess[own_band])
+            found.append((f"{EXCESS}_median", band, median, stationarity))
+    if finds.any() and not finds.all():
+        of_tail = draws.of(_difference, finds, excess)
+        found.append((f"{EXCESS}_tail_difference", "all", of_tail, stationarity))
     return found
+
+
+def _difference(finds: np.ndarray, excess: np.ndarray) -> float:
+    """Return by how much the median of latents of tail types exceeds that of the others."""
+    if finds.all() or not finds.any():
+        return 0.0  # a resample without one of them
+    return float(np.median(excess[finds]) - np.median(excess[~finds]))
+
+
+def share_of(found: list[bool]) -> tuple[float, float, float]:
+    """Return the share of what is true, with Wilson's 95 % interval."""
+    interval = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
+    return sum(found) / len(found), float(interval.low), float(interval.high)
 
 
 def _change(
     own: Diagnosis, before: Diagnosis, min_fires: int, draws: "Draws"
 ) -> tuple[float, float, float] | None:
-    """Return the median change of a latent's excess violation, over latents known in both."""
+    """Return the median change of a latent's excess tangent, over latents known in both."""
     both = counted(own, min_fires) & counted(before, min_fires)
     if not both.any():
         return None
-    return draws.of(np.median, (_of(own, "excess") - _of(before, "excess"))[both])
+    return draws.of(np.median, (_of(own, EXCESS) - _of(before, EXCESS))[both])
 
 
 def _of(own: Diagnosis, name: str) -> np.ndarray:

@@ -20,7 +20,9 @@ class Diagnosed(NamedTuple):
     input_scale: float | None
     """By which training scaled activations; None of SAEs trained elsewhere."""
     relatives: list[str]
-    """SAEs before it with the same latents: what it started from, and what started from that."""
+    """Of the SAEs before it with the same latents the first, and the one just before it."""
+    arm: str | None
+    """Of the study, that it is the SAE of."""
 
 
 def find(study: Study) -> dict[str, Diagnosed]:
@@ -45,11 +47,13 @@ def find(study: Study) -> dict[str, Diagnosed]:
         artifact = train(study, name)
         input_scale = artifact.manifest.get("input_scale")
         relatives = [other for other in found if _root(study, other) == _root(study, name)]
-        found[name] = Diagnosed(artifact.path, artifact, input_scale, relatives)
+        relatives = list(dict.fromkeys([*relatives[:1], *relatives[-1:]]))
+        found[name] = Diagnosed(artifact.path, artifact, input_scale, relatives, name)
     for name, folder in others.items():
         if name in found:
             raise ValueError(f"two SAEs are called {name}; rename the folder {folder}")
-        found[name] = Diagnosed(folder, files.identity(folder), None, [])
+        input_scale = files.trained_scale(folder)
+        found[name] = Diagnosed(folder, files.identity(folder), input_scale, [], None)
     return found
 
 

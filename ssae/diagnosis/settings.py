@@ -12,15 +12,15 @@ class Diagnose:
     Args:
         arms: of the study, the first is what others are compared with; null: all.
         saes: more of them: folders in any format, or ids on the hub.
-        lam: price of a unit of z on the common scale of objectives; null: that at which optimal
-            codes of the first SAE are as sparse as its own.
+        lam: price of a unit of z on the common scale of objectives; null: what the first SAE pays,
+            or, if it pays none, that at which its optimal codes are as sparse as its own.
         sample_tokens: of each test split, evenly spaced, on which antipodal pairs, the cone
             condition and splits are looked at; violations and residuals take all of its tokens.
         cone_latents: of each SAE, whose cone condition is solved: from the rarest to the most
             frequent, evenly spaced.
         min_fires: tokens on which a latent must fire for its violation to count; and two documents.
-        gap_tokens: among whose directions the convex path chooses, and as many others to hold
-            out; 0: no scale of objectives.
+        gap_tokens: on which the convex path and the own path are chosen, one direction for at least
+            four of them, and as many others to hold out; 0: no scale of objectives.
     """
 
     arms: list[str] | None

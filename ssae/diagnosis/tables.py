@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssae.diagnosis.measure import Diagnosis, Sample
-from ssae.diagnosis.rows import counted
+from ssae.diagnosis.rows import EXCESS, counted
 from ssae.theory.antipodal import AntipodalPair
 from ssae.theory.cone import Cone
 from ssae.theory.gap import OptimalityGap
@@ -23,7 +23,9 @@ NUM_QUANTILES = 101
 NUM_BINS = 10
 """Of equally many latents, by rarity."""
 MIN_TYPE_COUNT = 20
-"""Tokens of a type, for its error per token to be listed."""
+"""Tokens of a type, for it to be listed."""
+MIN_FAMILIES = 20
+"""Latents with several children that fire together, for an absorbed share to be said."""
 
 Table = list[dict[str, Any]]
 
@@ -31,7 +33,7 @@ Table = list[dict[str, Any]]
 def split_tables(own: Diagnosis, min_fires: int, tokenizer: Any) -> dict[str, Table]:
     """Return the tables of one SAE on one split."""
     known = counted(own, min_fires)
-    excess = own.stationarity.excess.cpu().numpy()[known]
+    excess = getattr(own.stationarity, EXCESS).cpu().numpy()[known]
     fires = own.stationarity.fires.cpu().numpy()
     names = _Names(own.sample, tokenizer)
     pairs, cones = own.pairs[:NUM_LISTED], worst_cones(own.cones)
@@ -43,12 +45,16 @@ def split_tables(own: Diagnosis, min_fires: int, tokenizer: Any) -> dict[str, Ta
         ],
         "rarity": [_binned(own.rarity[known], excess)],
         "worst": [
-            {"latent": int(j), "excess": _number(own.stationarity.excess[j]),
-             "violation": _number(own.stationarity.violation[j]), "fires": int(fires[j]),
+            {"latent": int(j), "excess": _number(getattr(own.stationarity, EXCESS)[j]),
+             "tangent": _number(own.stationarity.tangent[j]), "fires": int(fires[j]),
              "tokens": names.of(int(j))}
             for j in _largest(own, known)
         ],
         "spectrum": [{"cumulative": own.residual.spectrum.cumsum(0).tolist()}],
+        "identity": [] if own.identity is None else [
+            {"cosine": own.identity.cosine.tolist(),
+             "expected": [_number(value) for value in own.identity.expected]}
+        ],
         "types": _types(own, tokenizer),
         "pairs": [_pair(pair, names) for pair in pairs],
         "cones": [_cone(cone, fires, names) for cone in cones],
@@ -71,14 +77,19 @@ def split_table(
 ) -> dict[str, Any]:
     """Return what became of the latents of one SAE in a wider one."""
     numbers = [len(split.children) for split in splits]
-    absorbed = [split.absorbed for split in splits if not math.isnan(split.absorbed)]
+    # Tokens of all families together: one of a family of few tokens says little.
+    asked = sum(split.asked for split in splits)
+    absorbing = sum(split.asked > 0 for split in splits)
+    silent = sum(split.asked * split.absorbed for split in splits if split.asked)
     own, others = (_Names(samples[name], tokenizer) for name in (narrow, wide))
-    trees = sorted(splits, key=lambda split: (-min(len(split.children), 6), -split.fires))
+    trees = [split for split in splits if len(split.children) > 1]
+    trees.sort(key=lambda split: (-min(len(split.children), 6), -split.fires))
     return {
         "narrow": narrow,
         "wide": wide,
         "children": np.bincount(numbers).tolist() if numbers else [],
-        "absorbed": float(np.mean(absorbed)) if absorbed else None,
+        "absorbed": silent / asked if absorbing >= MIN_FAMILIES else None,
+        "absorbing": absorbing,
         "purity": _mean([child.purity for split in splits for child in split.children]),
         "trees": [
             {
@@ -122,7 +133,7 @@ class _Names:
 
 
 def _largest(own: Diagnosis, known: np.ndarray) -> np.ndarray:
-    excess = np.where(known, np.nan_to_num(own.stationarity.excess.cpu().numpy()), -1)
+    excess = np.where(known, np.nan_to_num(getattr(own.stationarity, EXCESS).cpu().numpy()), -1)
     order = np.argsort(-excess, kind="stable")[:NUM_LISTED]
     return order[excess[order] > 0]
 
@@ -140,17 +151,20 @@ def _binned(rarity: np.ndarray, excess: np.ndarray) -> dict[str, list[float]]:
 
 
 def _types(own: Diagnosis, tokenizer: Any) -> Table:
-    """Return the token types that carry most of r_perp, and how much more than their share."""
+    """Return the token types that carry most more of r_perp than their share of the tokens."""
     errors, counts = own.residual.type_errors.cpu(), own.residual.type_counts.cpu()
-    total, num = errors.sum().clamp_min(1e-300), counts.sum()
-    share = torch.where(counts >= MIN_TYPE_COUNT, errors / total, 0.0)
-    best = share.topk(min(NUM_LISTED, len(share)))
+    shares = errors / errors.sum().clamp_min(1e-300)
+    expected = counts / counts.sum()
+    more = torch.where(counts >= MIN_TYPE_COUNT, shares - expected, 0.0)
+    best = more.topk(min(NUM_LISTED, len(more))).indices[: int((more > 0).sum())].tolist()
     return [
-        {"token": tokenizer.decode([int(i)]), "share": float(value),
-         "token_share": float(counts[i] / num)}
-        for value, i in zip(best.values, best.indices, strict=True)
-        if value > 0
-    ]  # fmt: skip
+        {
+            "token": tokenizer.decode([i]),
+            "share": float(shares[i]),
+            "token_share": float(expected[i]),
+        }
+        for i in best
+    ]
 
 
 def _pair(pair: AntipodalPair, names: _Names) -> dict[str, Any]:

@@ -21,16 +21,18 @@ COLUMNS = tuple(
     Column(name, split, title, 0)
     for split in SPLITS
     for name, title in (
-        ("excess_median", "excess violation"),
-        ("excess_rarity_correlation", "with rarity"),
+        ("tangent_excess_median", "excess tangent"),
+        ("tangent_excess_rarity_correlation", "with rarity"),
+        ("tangent_excess_tail_difference", "tail latents"),
         ("cone_violated", "cone violated"),
         ("dense_antipodal_pairs", "antipodal pairs"),
         ("shrinkage_share", "shrinkage share"),
-        ("linear_share", "linear share"),
         ("fvu", "fvu"),
         ("l0", "l0"),
     )
 )
+LONGEST_NAME = 16
+"""That is not broken in a terminal of 80 columns."""
 SPLIT_WORDS = {"subdomain_test": "the subdomain's test split", "general_test": "the general one"}
 
 
@@ -59,6 +61,7 @@ def write_diagnose_report(
         diagnose_figures.scale_of_objectives(tables["gaps"], looks),
         *(diagnose_figures.quantiles(tables["violations"], split, looks) for split in SPLITS),
         *(diagnose_figures.by_rarity(tables["rarity"], split, looks) for split in SPLITS),
+        diagnose_figures.identity(tables["identity"], SPLITS[0], looks),
         diagnose_figures.spectra(tables["spectrum"], SPLITS[0], looks),
         *(diagnose_figures.split_trees(tree) for tree in tables["splits"]),
     ]
@@ -101,6 +104,8 @@ def print_diagnosis(
         for name in saes_of(metrics)
     }
     for table in tables_by_split(COLUMNS, cells):
+        # Names are read before the last digits of numbers.
+        table.columns[0].min_width = min(LONGEST_NAME, max(map(len, cells), default=0))
         console.print(table)
         console.print()
     for question, sentences in answers(metrics, tables).items():

@@ -15,15 +15,16 @@ Row = Mapping[str, Any]
 WHERE = {"subdomain_test": "subdomain", "general_test": "general text"}
 SCALE = {
     "wide_limit": ("any number of directions", "|"),
-    "convex_path": ("as many directions of tokens", "s"),
-    "optimal_codes": ("its directions, optimal codes", "o"),
+    "convex_path": ("directions of tokens", "s"),
+    "own_path": ("as many of its own", "^"),
+    "optimal_codes": ("all of its own, optimal codes", "o"),
     "sae": ("the SAE", "D"),
 }
 
 
 @matplotlib.rc_context(RC)
 def scale_of_objectives(gaps: Sequence[Row], styles: Mapping[str, Style]) -> str:
-    """Draw P's objective of the four solutions for every SAE, on held-out tokens."""
+    """Draw P's objective of the five solutions for every SAE, on held-out tokens."""
     rows = [row for row in gaps if row["where"] == "held_out"]
     if not rows:
         return ""
@@ -35,10 +36,10 @@ def scale_of_objectives(gaps: Sequence[Row], styles: Mapping[str, Style]) -> str
         for name, (_, marker) in SCALE.items():
             axes.plot(
                 row[name], at, marker, color=styles[row["sae_name"]].colour, markersize=7,
-                fillstyle="none" if marker in "so" else "full",
+                fillstyle="none" if marker in "so^" else "full",
             )  # fmt: skip
     for label, marker in SCALE.values():
-        style = "none" if marker in "so" else "full"
+        style = "none" if marker in "so^" else "full"
         axes.plot([], [], marker, color="#808080", label=label, markersize=7, fillstyle=style)
     axes.set_yticks(height, [plain(row["sae_name"]) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -63,7 +64,7 @@ def quantiles(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> s
     axes.set_xlim(0, 1.05 * largest if largest > 0 else 1)
     axes.set_ylim(0, 1)
     axes.grid()
-    axes.set_xlabel("excess violation (0: stationary)")
+    axes.set_xlabel("excess tangent over E||r|| (0: stationary)")
     axes.set_ylabel("share of latents")
     return to_svg(figure, f"violations-{split}", f"How stationary latents are: {WHERE[split]}")
 
@@ -85,8 +86,26 @@ def by_rarity(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> s
     axes.set_ylim(bottom=0)
     axes.grid()
     axes.set_xlabel("occurrences of its tokens per million of the pool")
-    axes.set_ylabel("excess violation")
+    axes.set_ylabel("excess tangent over E||r||")
     return to_svg(figure, f"rarity-{split}", f"Do latents of rare tokens violate: {WHERE[split]}")
+
+
+@matplotlib.rc_context(RC)
+def identity(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> str:
+    """Draw cosines of latents against those that their residuals imply, of SAEs with a price."""
+    rows = drawn_rows(rows, split, styles)
+    if not rows:
+        return ""
+    figure, axes = canvas(3.4)
+    for index, row in enumerate(rows):
+        implied = [np.nan if value is None else value for value in row["expected"]]
+        dots(axes, row["cosine"], implied, styles[row["sae"]], label=row["sae"], index=index,
+             markersize=3.5, alpha=0.6)  # fmt: skip
+    axes.plot([-1, 1], [-1, 1], ":", color=INK, linewidth=0.8, label="an optimum")
+    axes.grid()
+    axes.set_xlabel("cosine of two latents")
+    axes.set_ylabel("residual of one along the other / lam")
+    return to_svg(figure, "identity", f"What residuals say of cosines: {WHERE[split]}")
 
 
 @matplotlib.rc_context(RC)

@@ -1,67 +1,96 @@
 """What the numbers of `ssae diagnose` say, in plain words: computed, never more than they do."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from ssae.report.contexts import visible
+from ssae.report.diagnose_structure import MAIN, Tables, cone, pairs, residual, splits, value_of
 from ssae.report.table import SAES, Metric, find, number, ordered, spell
 
-Tables = Mapping[str, Sequence[Mapping[str, Any]]]
-
 SPLITS = {"subdomain_test": "on the subdomain's test split", "general_test": "on the general one"}
-NOTEWORTHY = 0.05
-"""Relative residual of the cone condition that a sentence is written for."""
+SMALL = 0.01
+"""Change of E||r|| below which a direction is as stationary as before, however sure that is."""
 
 
 def answers(metrics: Sequence[Metric], tables: Tables) -> dict[str, list[str]]:
     """Return what was found, by question, the largest question first."""
     names = ordered((row["sae"] for row in metrics), SAES)
     found = {
-        "How far is each SAE from the best dictionaries?": _scale(tables["gaps"]),
+        "How far is each SAE from the best dictionaries?": _scale(metrics, tables),
         "Are its directions stationary?": _stationarity(metrics, names),
         "What brings them closer, what moves them away?": _changes(metrics, names),
         "Are latents of rare tokens the ones that violate it?": _rarity(metrics, names),
-        "Is a signed direction held as two latents?": _pairs(metrics, tables["pairs"], names),
-        "Which concepts imply each other?": _cone(metrics, tables["cones"], names),
-        "What is left over?": _residual(metrics, tables["types"], names),
-        "How do latents split?": _splits(tables["splits"]),
+        "Is a signed direction held as two latents?": pairs(metrics, tables["pairs"], names),
+        "Which concepts imply each other?": cone(metrics, tables["cones"], names),
+        "What is left over?": residual(metrics, tables, names),
+        "How do latents split?": splits(tables["splits"]),
     }
     spelt = {question: list(sentences) for question, sentences in found.items()}
     return {question: sentences for question, sentences in spelt.items() if sentences}
 
 
-def _scale(gaps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for row in gaps:
-        if row["where"] != "held_out":
-            continue
+def _scale(metrics: Sequence[Metric], tables: Tables) -> Iterator[str]:
+    rows = [row for row in tables["gaps"] if row["where"] == "held_out"]
+    for row in rows:
         encoder = row["sae"] - row["optimal_codes"]
-        better = "less" if row["convex_path"] < row["optimal_codes"] else "more"
+        better = "better" if row["own_path"] < row["convex_path"] else "worse"
         yield (
-            f"{row['sae_name']}: its objective on held-out tokens is {spell(row['sae'])}, of which "
-            f"its encoder costs {spell(encoder)} ({100 * encoder / row['sae']:.0f} %): its own "
-            f"directions, {row['num_directions']:,} of them in use, reach "
-            f"{spell(row['optimal_codes'])} with optimal codes. {row['num_convex']:,} directions "
-            f"of other tokens cost {better}, {spell(row['convex_path'])}; no dictionary of any "
-            f"size with its b_dec costs less than {spell(row['wide_limit'])}."
+            f"{row['sae_name']}: its objective on held-out tokens is {spell(row['sae'])} at lam "
+            f"{row['lam']:.3g}; with optimal codes its {row['num_directions']:,} directions in use "
+            f"reach {spell(row['optimal_codes'])}, {100 * encoder / row['sae']:.0f} % less. "
+            f"{row['num_own']:,} of them cost {spell(row['own_path'])}, {row['num_convex']:,} "
+            f"directions of other tokens {spell(row['convex_path'])}: at equal numbers its own "
+            f"serve new text {better}. No dictionary of any size with its b_dec costs less than "
+            f"{spell(row['wide_limit'])}."
+        )
+    penalties = {row["sae"]: row["penalty"] for row in tables["violations"]}
+    free = [row["sae_name"] for row in rows if penalties[row["sae_name"]]["origin"] == "none"]
+    shares = {name: value_of(metrics, "shrinkage_share", name) or 0.0 for name in free}
+    if free:
+        parts = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+        yield (
+            "What optimal codes save is not all the encoder's fault where training asked no price "
+            "for z: at the latents that are active anyway least squares would take less off the "
+            f"squared error: {parts}."
         )
 
 
 def _stationarity(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
+    parts = []
+    for split, where in SPLITS.items():
+        values = {n: value_of(metrics, "tangent_excess_median", n, split) for n in names}
+        spelt = [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
+        parts += [f"{where}: {', '.join(spelt)}"] if spelt else []
+    if parts:
+        yield (
+            "How long the mean residual of a latent is that turning its direction would remove, "
+            f"over E||r||, in the median ({'; '.join(parts)}). An optimum has 0."
+        )
     for name in names:
-        parts = []
-        for split, where in SPLITS.items():
-            row = find(metrics, "excess_median", split=split, sae=name)
-            if number(row) is not None:
-                parts.append(f"{_interval(row)} {where}")
-        lam = number(find(metrics, "lam", split="subdomain_test", sae=name))
-        unit = f"lam = {spell(lam)}" if lam else "E||r||"
-        if parts:
-            yield f"{name}: median excess violation {', '.join(parts)}; in units of {unit}."
+        own, plain = (
+            value_of(metrics, f"tangent_excess{which}_median", name) for which in ("_own_risk", "")
+        )
+        if own is not None and plain is not None:
+            yield (
+                f"{name}: under the weights that its own objective gives to tokens it is "
+                f"{own:.3f} instead of {plain:.3f} {SPLITS['subdomain_test']}."
+            )
+        lam, excess = (value_of(metrics, metric, name) for metric in ("lam", "excess_median"))
+        if lam and excess is not None:
+            text = (
+                f"{name} pays lam = {lam:.3g}: its mean residuals miss lam d_j by "
+                f"{excess:.2f} lam, in the median"
+            )
+            error = value_of(metrics, "pair_identity_error", name)
+            if error is not None:
+                text += (
+                    "; the cosines of latents differ from those that their residuals imply by "
+                    f"{error:.2f}, in the median"
+                )
+            yield f"{text}."
 
 
 def _changes(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        rows = [r for r in metrics if r["name"] == "excess_change" and r["sae"] == name]
+        rows = [r for r in metrics if r["name"] == "tangent_excess_change" and r["sae"] == name]
         for other in dict.fromkeys(row["reference"] for row in rows):
             parts = [
                 f"{_direction(row)} {SPLITS[row['split']]} ({_interval(row, sign=True)})"
@@ -74,18 +103,19 @@ def _changes(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
 def _direction(row: Metric) -> str:
     if row["low"] <= 0 <= row["high"]:
         return "a tie"
+    if abs(row["value"]) < SMALL:
+        return "hardly different"
     return "closer to stationary" if row["high"] < 0 else "further from stationary"
 
 
 def _rarity(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
-    split = "subdomain_test"
     for name in names:
-        row = find(metrics, "excess_rarity_correlation", split=split, sae=name)
+        row = find(metrics, "tangent_excess_rarity_correlation", split=MAIN, sae=name)
         if row is None or number(row) is None:
             continue
-        bands = ("rarest quarter", "most common quarter")
         rare, common = (
-            find(metrics, "excess_median", split=split, sae=name, band=band) for band in bands
+            value_of(metrics, "tangent_excess_median", name, band=band)
+            for band in ("rarest quarter", "most common quarter")
         )
         if row["low"] > 0:
             answer = "latents of rare tokens violate stationarity more"
@@ -93,97 +123,18 @@ def _rarity(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
             answer = "latents of rare tokens violate stationarity less"
         else:
             answer = "rare tokens make no clear difference"
-        yield (
-            f"{name}: {answer} (rank correlation of violation with rarity {_interval(row)}; median "
-            f"{spell(number(rare))} in the rarest quarter, {spell(number(common))} in the most "
-            "common)."
-        )
-
-
-def _pairs(
-    metrics: Sequence[Metric], pairs: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> Iterator[str]:
-    split = "subdomain_test"
-    for name in names:
-        own = [row for row in pairs if (row["sae"], row["split"]) == (name, split)]
-        for row in [row for row in own if row["is_dense"]][:3]:
-            yield (
-                f"{name}: latents {row['first']} and {row['second']} are an antipodal pair "
-                f"covering {100 * row['share']:.1f} % of variance (cosine {row['cosine']:.2f}, "
-                f"active on {100 * row['densities'][0]:.0f} and {100 * row['densities'][1]:.0f} % "
-                f"of tokens, together on {100 * row['joint']:.1f} %): one signed direction."
-            )
-        if any(row["is_dense"] for row in own):
-            continue
-        total = number(find(metrics, "antipodal_pairs", split=split, sae=name)) or 0
-        yield (
-            f"{name}: no signed direction is held as two latents (opposite directions: "
-            f"{total:.0f} pairs, none of them dense)."
-        )
-
-
-def _cone(
-    metrics: Sequence[Metric], cones: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> Iterator[str]:
-    split = "subdomain_test"
-    for name in names:
-        row = find(metrics, "cone_violated", split=split, sae=name)
-        if row is None or number(row) is None:
-            continue
         text = (
-            f"{name}: {100 * row['value']:.0f} % of the examined latents violate the cone condition"
+            f"{name}: {answer} (rank correlation with rarity {_interval(row)}; median "
+            f"{spell(rare)} in the rarest quarter, {spell(common)} in the most common)"
         )
-        own = [r for r in cones if (r["sae"], r["split"]) == (name, split) and r["children"]]
-        if own and own[0]["residual"] > NOTEWORTHY:
-            worst = own[0]
-            child = worst["children"][0]
+        num = value_of(metrics, "tail_latents", name) or 0
+        tail = find(metrics, "tangent_excess_tail_difference", split=MAIN, sae=name)
+        if tail is not None and number(tail) is not None:
             text += (
-                f", most of all latent {worst['latent']} ({_tokens(worst)}), towards which latent "
-                f"{child['latent']} ({_tokens(child)}) would turn"
+                f"; the {num:.0f} latents that represent a tail type differ from all others by "
+                f"{_interval(tail, sign=True)}"
             )
         yield f"{text}."
-
-
-def _residual(
-    metrics: Sequence[Metric], types: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> Iterator[str]:
-    split = "subdomain_test"
-    for name in names:
-        numbers = [
-            number(find(metrics, metric, split=split, sae=name))
-            for metric in ("shrinkage_share", "linear_share", "effective_dimensions")
-        ]
-        if None in numbers:
-            continue
-        shrinkage, linear, dimensions = (float(value or 0) for value in numbers)
-        own = [row for row in types if (row["sae"], row["split"]) == (name, split)]
-        carried = ", ".join(f"\u201c{visible(row['token']).strip()}\u201d" for row in own[:3])
-        yield (
-            f"{name}: {100 * shrinkage:.1f} % of the squared residual lies in the span of the "
-            f"active directions, {100 * max(0.0, linear):.0f} % is linear in x; the rest spreads "
-            f"over {dimensions:.0f} dimensions" + (f", most of it on {carried}." if own else ".")
-        )
-
-
-def _splits(splits: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for row in splits:
-        counts = row["children"]
-        total = sum(counts)
-        if not total:
-            continue
-        split = sum(counts[2:])
-        text = (
-            f"From {row['narrow']} to {row['wide']}: {100 * split / total:.0f} % of latents split "
-            f"into several, {100 * counts[0] / total:.0f} % have no child"
-        )
-        if row["absorbed"] is not None:
-            share = 100 * row["absorbed"]
-            text += f"; where another child fires, the heir falls silent on {share:.0f} % of tokens"
-        yield f"{text}."
-
-
-def _tokens(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"\u201c{visible(token).strip()}\u201d" for token in row["tokens"][:2])
 
 
 def _interval(row: Metric | None, *, sign: bool = False) -> str:
@@ -192,4 +143,4 @@ def _interval(row: Metric | None, *, sign: bool = False) -> str:
         return spell(value)
     if sign:
         return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
-    return f"{spell(value)} ({spell(low)} to {spell(high)})"
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"

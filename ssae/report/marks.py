@@ -25,7 +25,13 @@ class Style(NamedTuple):
 _KNOWN: dict[str, Style] = dict(
     zip(SAES, map(Style, ("#808080", "#E08A00", "#009E73", "#2A7FD0"), "os^D"), strict=True)
 )
-_OTHERS = tuple(map(Style, ("#CC79A7", "#D55E00", "#8A6FDF", "#A6761D"), "vP*X"))
+_COLOURS, _MARKERS = ("#CC79A7", "#D55E00", "#8A6FDF", "#A6761D"), "vP*X"
+# Where colours come again, they come with other markers.
+_OTHERS = tuple(
+    Style(colour, _MARKERS[(i + turn) % 4])
+    for turn in range(4)
+    for i, colour in enumerate(_COLOURS)
+)
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:

@@ -16,7 +16,7 @@ MOMENTS = ("before", "after", "difference")
 def print_polish(
     metrics: Sequence[Metric], manifest: Mapping[str, Any], console: Console | None = None
 ) -> None:
-    """Print objective, fvu and l0 before and after, and whether the result was kept.
+    """Print objective, fvu and l0 before and after the best round, and whether it was kept.
 
     Args:
         metrics: the rows of metrics.json.
@@ -37,14 +37,16 @@ def print_polish(
 
 
 def verdict(manifest: Mapping[str, Any]) -> str:
-    """Return the sentence that says what became of the SAE."""
-    tried = len(manifest["rounds"])
-    if manifest["kept"]:
-        return f"kept: the SAE after round {manifest['num_rounds']} of {tried} that were tried"
-    return (
-        "not kept: no round lowered the objective on held-out tokens at the l0 that the SAE has; "
-        "what was written is the SAE as it was"
+    """Return the sentences that say what became of the SAE, and what it has seen."""
+    if not manifest["kept"]:
+        return f"not kept: {manifest['why']}; what was written is the SAE as it was"
+    said = (
+        f"kept: the SAE after round {manifest['num_rounds']} of {len(manifest['rounds'])}; one "
+        "half of the held-out documents chose it, the other, that of the table, confirms it"
     )
+    if manifest["not_blind_on"] is not None:
+        said += f". {manifest['not_blind_on']} is no blind test of this SAE any more"
+    return said
 
 
 def _spell(value: float | None) -> str:

@@ -12,19 +12,15 @@ from markupsafe import Markup
 from ssae.artifact.replace import write_text
 from ssae.report import theory_figures
 from ssae.report.page import page_environment
-from ssae.theory.demonstration import (
-    NEAR,
-    NUM_TOKENS,
-    Absorption,
-    Demonstration,
-    Limit,
-    Signed,
-    Widened,
+from ssae.report.theory_limits import (
+    limit_sentences,
+    merging_sentences,
+    violation_sentences,
 )
+from ssae.theory.demonstration import NUM_TOKENS, Absorption, Demonstration, Signed, Widened
 
 SAMPLING_ERRORS = 3
 """A density further than as many standard errors from the predicted one disagrees."""
-ROUNDING = 1e-6  # of objectives, relative: codes are optimal to their KKT conditions
 ANY_SHARE = 0.01  # of tokens; a smaller one counts as none
 
 
@@ -47,12 +43,14 @@ def write_theory_page(folder: Path, found: Demonstration) -> Path:
             "signed": signed_sentences(found.signed, found.num_control),
             "widths": width_sentences(found.widths),
             "limits": limit_sentences(found.limits),
+            "merging": merging_sentences(found.merging),
             "violations": violation_sentences(found.violations),
         },
         turned=Markup(theory_figures.turned(found.absorptions)),
         densities=Markup(theory_figures.densities(found.signed)),
         trees=[Markup(theory_figures.tree(rows, s)) for s, rows in found.widths.items()],
         limit=Markup(theory_figures.limit(found.limits, len(found.limits[0].cosines))),
+        merging=Markup(theory_figures.merging(found.merging)),
     )
     write_text(folder / "theory.html", page)
     return folder / "theory.html"
@@ -204,45 +202,3 @@ def width_sentences(widths: Mapping[float, Sequence[Widened]]) -> list[str]:
             f"limit: {'it falls with width' if falls else 'it does not fall at every step'}."
         )
     return said
-
-
-def limit_sentences(limits: Sequence[Limit]) -> list[str]:
-    """Say how near the wide limit comes, and whether every point gets its direction."""
-    values = [value for row in limits for value in (row.sae, row.optimal_codes, row.dictionary)]
-    is_bound = min(values) >= -ROUNDING
-    text = f"the smallest is {min(values):+.2%} from the wide limit: "
-    text += f"{'none is below it, as' if is_bound else 'it is below it, which is not'} predicted."
-    said = [f"{len(values)} objectives were measured; {text}"]
-    for name, column in (
-        ("SAEs' directions, with optimal codes,", [row.optimal_codes for row in limits]),
-        ("directions fitted without an encoder", [row.dictionary for row in limits]),
-    ):
-        falls = all(a >= b - ROUNDING for a, b in zip(column, column[1:], strict=False))
-        said.append(
-            f"From {limits[0].num_directions} to {limits[-1].num_directions} directions, {name} "
-            f"come from {column[0]:.1%} to {column[-1]:.1%} above it"
-            f"{', ever closer' if falls else ', though not closer at every step'}."
-        )
-    for row in limits:
-        num = len(row.cosines)
-        if row.num_directions < num:
-            continue
-        agrees = row.num_own == num
-        said.append(
-            f"{row.num_directions} latents for {num} points: {row.num_own} points have a direction "
-            f"of their own (cosine above {NEAR:g}; the least is {min(row.cosines):.2f}), "
-            f"{'as predicted' if agrees else 'where all were predicted'}; the median code is "
-            f"{row.code:.3f} (||x|| - lam), predicted 1."
-        )
-    return said
-
-
-def violation_sentences(violations: Mapping[str, Sequence[float]]) -> list[str]:
-    """Say how far from stationary each dictionary is."""
-    said = [
-        f"{name[0].upper()}{name[1:]}: the median violation is {row[1]:.2f}, 90 % are below "
-        f"{row[2]:.2f}; at an optimum all are 0."
-        for name, row in violations.items()
-    ]
-    least = min(violations, key=lambda name: violations[name][1])
-    return [*said, f"The smaller median is that of the {least}."]

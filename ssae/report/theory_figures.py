@@ -14,7 +14,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from ssae.report.marks import Style
 from ssae.report.svg import INK, RC, canvas, to_svg
-from ssae.theory.demonstration import Absorption, Limit, Signed, Widened
+from ssae.theory.demonstration import Absorption, Signed, Widened
+from ssae.theory.limits import Limit, Merging
 
 TRAINED, ALONE = Style("#2A7FD0", "o"), Style("#E08A00", "s")
 FAMILIES = ("#2A7FD0", "#E08A00", "#009E73", "#CC79A7", "#D55E00", "#8A6FDF", "#A6761D", "#808080")
@@ -139,3 +140,24 @@ def limit(limits: Sequence[Limit], num_points: int) -> str:
     axes.set_xlabel("directions")
     axes.set_ylabel("objective / wide limit")
     return to_svg(figure, "limit", "More directions approach the wide limit", columns=1)
+
+
+@matplotlib.rc_context(RC)
+def merging(found: Merging) -> str:
+    """Draw for which prices each direction is in use, and which one it gives way to."""
+    gone = {merge.child: merge for merge in found.merges}
+    ends = {j: found.gammas[m.step] for j, m in gone.items()}
+    order = sorted(range(len(found.families)), key=lambda j: (found.families[j], ends.get(j, 1.0)))
+    height = {j: len(order) - 1 - place for place, j in enumerate(order)}
+    figure, axes = canvas(3.6)
+    for j in order:
+        colour = FAMILIES[found.families[j] % len(FAMILIES)]
+        end = ends.get(j, found.gammas[-1])
+        axes.plot([0, end], [height[j]] * 2, color=colour, linewidth=1.4)
+        if j in gone and gone[j].parent >= 0:
+            axes.plot([end, end], [height[j], height[gone[j].parent]], color=colour, linewidth=0.8)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("price of a direction, gamma over the largest")
+    return to_svg(figure, "merging", "Directions of tokens merge; colour: family")

@@ -4,6 +4,7 @@ Nothing in a file is executed, and weights are checked against what their descri
 they are used.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -156,6 +157,19 @@ def load_description(folder: Path) -> dict[str, Any]:
         ValueError: it is missing or not JSON.
     """
     return read_json(folder / native.DESCRIPTION)
+
+
+def trained_scale(folder: Path) -> float | None:
+    """Return by what training scaled activations; None of an SAE that was trained elsewhere.
+
+    `ssae train` and `ssae polish` say it in manifest.json, a name that others use, too: what is not
+    a positive number says nothing.
+    """
+    try:
+        scale = read_json(folder / "manifest.json").get("input_scale")
+    except ValueError:
+        return None
+    return scale if isinstance(scale, float) and 0 < scale < math.inf else None
 
 
 def _module(format: str) -> Any:

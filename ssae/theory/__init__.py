@@ -1,7 +1,8 @@
 """Is a dictionary optimal? Statements about local optima of L1 dictionaries, without a data model.
 
 codes         optimal_codes, amortisation_gap         what the encoder loses
-violations    stationarity, pair_identity             whether directions could turn
+violations    stationarity                            whether directions could turn
+pairs         pair_identity                           cosines that residuals imply
 residual      residual_structure                      what is left of x, and why
 antipodal     antipodal_pairs                         signed directions held as two latents
 cone          cone_condition                          codes that no L1 dictionary keeps
@@ -11,11 +12,14 @@ convex        solve_large_dictionary                  the best directions among 
 coarsening    coarsening_path, merge_tree             how they merge
 gap           wide_limit, optimality_gap              all on one scale
 penalty       penalty_of, lam_of_l0                   the price of a unit of z
-toy           tokens whose concepts are known
+polishing     polish_sae                              a trained SAE, a little closer to an optimum
+toy           tokens whose concepts are known; limits, demonstration: what L1 SAEs make of them
 
-Sources: arXiv 2606.02385; Gribonval & Schnass 2010 (0904.4774). Every function works in float64.
+Sources: arXiv 2606.02385; Gribonval & Schnass 2010 (0904.4774). Statements are computed in float64,
+whatever x and the SAE are in; x, z and W_dec are tensors of one device.
 """
 
+from ssae.theory import toy
 from ssae.theory.absorption import Prediction, predict_absorption
 from ssae.theory.antipodal import AntipodalPair, antipodal_pairs
 from ssae.theory.coarsening import Merge, coarsening_path, merge_tree
@@ -24,10 +28,12 @@ from ssae.theory.codes import AmortisationGap, Codes, amortisation_gap, optimal_
 from ssae.theory.cone import Cone, cone_condition
 from ssae.theory.convex import LargeDictionary, candidates_of, solve_large_dictionary
 from ssae.theory.gap import OptimalityGap, Scale, WideLimit, optimality_gap, wide_limit
+from ssae.theory.pairs import PairIdentity, pair_identity
 from ssae.theory.penalty import Penalty, lam_of_l0, penalty_of
+from ssae.theory.polishing import Polished, polish_sae
 from ssae.theory.residual import ResidualStructure, residual_structure
 from ssae.theory.splits import Child, Family, splitting
-from ssae.theory.violations import PairIdentity, Stationarity, pair_identity, stationarity
+from ssae.theory.violations import Stationarity, stationarity
 
 __all__ = [
     "AmortisationGap",
@@ -41,6 +47,7 @@ __all__ = [
     "OptimalityGap",
     "PairIdentity",
     "Penalty",
+    "Polished",
     "Prediction",
     "ResidualStructure",
     "Scale",
@@ -60,10 +67,12 @@ __all__ = [
     "optimality_gap",
     "pair_identity",
     "penalty_of",
+    "polish_sae",
     "predict_absorption",
     "residual_structure",
     "solve_large_dictionary",
     "splitting",
     "stationarity",
+    "toy",
     "wide_limit",
 ]

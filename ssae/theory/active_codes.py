@@ -4,12 +4,13 @@
 
 with error_i = ||x_i - z_i @ D||^2, or for a Matryoshka SAE the mean over its prefixes m of
 ||x_i - sum_{j in the first m groups} z_ij d_j||^2: entries stand by (token, group), and one group
-gives the first. lam = 0 is nonnegative least squares. The steps are those of codes.py, with a
+gives the first. lam = 0 is nonnegative least squares. The steps are FISTA's (Beck & Teboulle 2009),
+restarted token by token where the momentum points uphill (O'Donoghue & Candes, 1204.3982), with a
 length for each token: ||D_S||^2 is at most the number of its active latents.
 
 Where active sets may grow, they become those of the nonnegative lasso: solve on them, add every
 latent with d_j . r > lam, and again until there is none. These are the codes of `optimal_codes`,
-at one dense product a growth instead of two a step.
+to a coarser tolerance and in float32.
 """
 
 from collections.abc import Iterator

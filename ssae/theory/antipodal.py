@@ -1,7 +1,8 @@
 """Antipodal pairs: two latents that stand for one signed direction.
 
-Formulas 6.3 lets cos(d_j, d_k) fall to -1 only if k is silent wherever j fires. So a direction u
-along which x varies with both signs, which nonnegative latents cannot hold as one, becomes
+The identity of pairs (pairs.py) lets cos(d_j, d_k) fall to -1 only if k is silent wherever j fires.
+So a direction u along which x varies with both signs, which nonnegative latents cannot hold as one,
+becomes
 
     d_j = u, d_k = -u,   z_j = (x . u - lam)_+, z_k = (-x . u - lam)_+
 

@@ -10,6 +10,7 @@ lam sum_j z_ij ||W_dec_j||.
 from typing import NamedTuple
 
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from ssae.sae.base import SparseAutoencoder
@@ -54,8 +55,10 @@ def unit_directions(W_dec: Tensor) -> tuple[Tensor, Tensor]:
     """Return the directions (d_sae, d_in) of norm 1 and their former norms (d_sae,), float64.
 
     Raises:
+        TypeError: W_dec is no tensor.
         ValueError: W_dec is no matrix, or not finite.
     """
+    check_tensor("W_dec", W_dec)
     W_dec = W_dec.detach().double()
     if W_dec.ndim != 2 or not W_dec.isfinite().all():
         raise ValueError(f"W_dec must be a finite (d_sae, d_in), got shape {tuple(W_dec.shape)}")
@@ -63,12 +66,28 @@ def unit_directions(W_dec: Tensor) -> tuple[Tensor, Tensor]:
     return W_dec / norms.clamp_min(SMALLEST_NORM)[:, None], norms
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, Tensor):
+        kind = type(value)
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {kind.__module__}.{kind.__qualname__}; "
+            f"use torch.as_tensor({name})"
+        )
+
+
 def check_tokens(x: Tensor, d_in: int) -> Tensor:
     """Return x in float64.
 
     Raises:
+        TypeError: it is no tensor.
         ValueError: it is not finite, or has another shape than (n, d_in).
     """
+    check_tensor("x", x)
     if x.ndim != 2 or x.shape[1] != d_in or not len(x):
         raise ValueError(f"x must have shape (n, {d_in}) with n > 0, got {tuple(x.shape)}")
     x = x.detach().double()
@@ -92,6 +111,7 @@ def coded(x: Tensor, z: Tensor | SparseLatents, W_dec: Tensor) -> Coded:
     """Return x (n, d_in), from which b_dec is subtracted, with its codes z (n, d_sae).
 
     Raises:
+        TypeError: what should be a tensor is none.
         ValueError: a shape is wrong, or a value is not finite or, in z, negative.
     """
     directions, norms = unit_directions(W_dec)
@@ -107,8 +127,33 @@ def coded(x: Tensor, z: Tensor | SparseLatents, W_dec: Tensor) -> Coded:
 @torch.no_grad()
 def coded_by(sae: SparseAutoencoder, x: Tensor) -> Coded:
     """Return x (n, d_in) less the SAE's b_dec, with the codes that its encoder gives."""
+    check_tensor("x", x)
     latents = sae(x.to(sae.b_dec.dtype)).latents
     return coded(x.double() - sae.b_dec.double(), latents, sae.W_dec)
+
+
+def as_csc(z: Tensor | SparseLatents) -> sparse.csc_matrix:
+    """Return codes (n, d_sae) as a matrix whose columns can be taken, float64.
+
+    Raises:
+        TypeError: z is no tensor.
+        ValueError: a value is not finite, or negative.
+    """
+    if not isinstance(z, SparseLatents):
+        check_tensor("z", z)
+    values = z.values if isinstance(z, SparseLatents) else z
+    if not (values >= 0).all() or values.isinf().any():
+        raise ValueError("z must be finite and nowhere negative")
+    if isinstance(z, SparseLatents) and z.active.indices is not None:
+        parts = (z.values.detach().double(), z.active.indices, z.active.offsets)
+        values, indices, offsets = (part.cpu().numpy() for part in parts)
+        shape = (z.active.num_tokens, z.active.d_sae)
+        rows = sparse.csr_matrix((values, indices, offsets), shape, copy=True)
+    else:
+        dense = z.to_dense() if isinstance(z, SparseLatents) else z
+        rows = sparse.csr_matrix(dense.detach().double().cpu().numpy())
+    rows.eliminate_zeros()
+    return sparse.csc_matrix(rows)
 
 
 def _entries(z: Tensor | SparseLatents, n: int, scale: Tensor) -> tuple[ActiveSet, Tensor]:
@@ -121,6 +166,7 @@ def _entries(z: Tensor | SparseLatents, n: int, scale: Tensor) -> tuple[ActiveSe
             z = z.to_dense().detach()
             values = z
     else:
+        check_tensor("z", z)
         shape, values = tuple(z.shape), z.detach()
     if shape != (n, d_sae):
         raise ValueError(f"z must have shape ({n}, {d_sae}), got {shape}")

@@ -29,7 +29,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from ssae.sae.sparse import SparseLatents
-from ssae.theory.coded import unit_directions
+from ssae.theory.coded import as_csc, unit_directions
 
 SAME = 1e-10
 """1 - cosine of two directions that are one."""
@@ -57,23 +57,6 @@ class Cone(NamedTuple):
         """The partners that gain, the one that gains most first."""
         order = np.argsort(-self.gains, kind="stable")
         return self.partners[order[self.gains[order] > MIN_SHARE]]
-
-
-def as_csc(z: Tensor | SparseLatents) -> sparse.csc_matrix:
-    """Return codes (n, d_sae) as a matrix whose columns can be taken, float64."""
-    values = z.values if isinstance(z, SparseLatents) else z
-    if not (values >= 0).all() or values.isinf().any():
-        raise ValueError("z must be finite and nowhere negative")
-    if isinstance(z, SparseLatents) and z.active.indices is not None:
-        parts = (z.values.detach().double(), z.active.indices, z.active.offsets)
-        values, indices, offsets = (part.cpu().numpy() for part in parts)
-        shape = (z.active.num_tokens, z.active.d_sae)
-        rows = sparse.csr_matrix((values, indices, offsets), shape, copy=True)
-    else:
-        dense = z.to_dense() if isinstance(z, SparseLatents) else z
-        rows = sparse.csr_matrix(dense.detach().double().cpu().numpy())
-    rows.eliminate_zeros()
-    return sparse.csc_matrix(rows)
 
 
 def cone_condition(

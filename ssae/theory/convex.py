@@ -159,7 +159,7 @@ class _Problem:
         over = np.maximum(products - self.lam, 0)
         scores = np.linalg.norm(over, axis=1)
         if self.threshold == 0:  # every token by itself
-            scale = np.minimum(1, self.lam / np.maximum(products.max(0), 1e-300))
+            scale = np.minimum(1, self.lam / np.maximum(products.max(0, initial=0.0), 1e-300))
         else:
             # A token's row shrinks as the tightest of the candidates wants that it is over lam of.
             tight = np.flatnonzero(scores > self.threshold)

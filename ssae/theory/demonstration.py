@@ -12,8 +12,16 @@ from ssae.sae.base import SparseAutoencoder
 from ssae.theory.absorption import Prediction, predict_absorption
 from ssae.theory.antipodal import MAX_COSINE, AntipodalPair, pairs_of
 from ssae.theory.coded import Coded, coded_by
-from ssae.theory.fit import fit_dictionary, train_l1
-from ssae.theory.gap import wide_limit, with_optimal_codes
+from ssae.theory.fit import train_l1
+from ssae.theory.gap import with_optimal_codes
+from ssae.theory.limits import (
+    Limit,
+    Merging,
+    excess_over_limit,
+    measure_limit,
+    measure_merging,
+    nearest,
+)
 from ssae.theory.splits import Family, splits_of
 from ssae.theory.toy import Hierarchical, Independent, Points, SignedDense
 from ssae.theory.violations import stationarity
@@ -25,7 +33,6 @@ SPREADS, CHILD_RATES, NUM_SAES = (0.5, 0.05), (0.5, 1.0), 3
 LAMS = (0.1, 0.3, 0.6, 0.9)
 WIDTHS = (4, 12, 24, 48)
 NUM_POINTS, NUM_DIRECTIONS = 32, (4, 8, 16, 32, 64)
-NEAR = 0.99  # cosine of a point with a direction that is its own
 TOTAL = 2 * (2 * NUM_SAES + len(WIDTHS)) + len(LAMS) + 1 + len(NUM_DIRECTIONS)
 """SAEs that `demonstrate` trains."""
 
@@ -79,33 +86,12 @@ class Widened(NamedTuple):
     """Of the latents of the SAE before it."""
 
 
-class Limit(NamedTuple):
-    """How near a number of directions comes to the wide limit.
-
-    The objectives are over the wide limit of the same x less b_dec, less 1.
-    """
-
-    num_directions: int
-    sae: float
-    optimal_codes: float
-    """With the SAE's directions."""
-    dictionary: float
-    """Of directions that were fitted without an encoder."""
-    cosines: list[float]
-    """Of each point with the direction nearest to it."""
-    code: float
-    """Median of sum_j z_ij / (||x_i|| - lam)."""
-
-    @property
-    def num_own(self) -> int:
-        """Points with a direction of their own."""
-        return sum(cosine > NEAR for cosine in self.cosines)
-
-
 class Demonstration(NamedTuple):
     """All of it, of one seed."""
 
     seed: int
+    num_steps: int
+    """That each SAE trained."""
     lam: float
     absorptions: list[Absorption]
     signed: list[Signed]
@@ -114,6 +100,7 @@ class Demonstration(NamedTuple):
     widths: dict[float, list[Widened]]
     """By spread."""
     limits: list[Limit]
+    merging: Merging
     violations: dict[str, list[float]]
     """Quantiles 10, 50 and 90 %, by dictionary."""
 
@@ -146,12 +133,14 @@ def demonstrate(
     points = Points(num_concepts=NUM_POINTS, d_in=16, seed=seed)
     return Demonstration(
         seed=seed,
+        num_steps=num_steps,
         lam=LAM,
         absorptions=absorptions,
         signed=signed,
         num_control=len(pairs_of(coded_by(plain, x))),
         widths=widths,
         limits=[measure_limit(points, fit(points, num), LAM) for num in NUM_DIRECTIONS],
+        merging=measure_merging(LAM, seed),
         violations=measure_violations(x, plain, LAM),
     )
 
@@ -172,17 +161,12 @@ def measure_absorption(toy: Hierarchical, saes: Sequence[SparseAutoencoder]) -> 
 
 
 def _found(batch: Coded, z: Tensor, D: Tensor, children: list[int]) -> Absorbed:
-    near = _cosines(D, batch).argmax(1)
+    near = nearest(D, batch).argmax(1)
     parent = batch.directions[near[0]]
     has_own = bool((parent @ D[0] > normalize(D[0] + D[children]) @ parent).all())
     silent = batch.z.to_dense()[:, near[0]] == 0
     shares = [float(silent[z[:, c] > 0].double().mean()) if has_own else math.nan for c in children]
     return Absorbed((batch.directions[near] @ D[0]).tolist(), has_own, shares)
-
-
-def _cosines(D: Tensor, batch: Coded) -> Tensor:
-    """Return (num_concepts, d_sae) D . d_j, less than any cosine for latents that never fire."""
-    return torch.where(batch.z.fire_counts() > 0, D.double() @ batch.directions.T, -2)
 
 
 def measure_signed(toy: SignedDense, sae: SparseAutoencoder, lam: float) -> Signed:
@@ -206,35 +190,18 @@ def measure_widths(
     for sae in saes:
         batch = coded_by(sae, x)
         alive = (batch.z.fire_counts() > 0).tolist()
-        near = _cosines(toy.directions, batch).argmax(0).tolist()
+        near = nearest(toy.directions, batch).argmax(0).tolist()
         held = [concept for concept, fires in zip(near, alive, strict=True) if fires]
         rows.append(
             Widened(
                 [toy.parents.get(c, c) if a else None for c, a in zip(near, alive, strict=True)],
                 [held.count(concept) for concept in range(toy.num_concepts)],
-                _excess(batch, lam),
+                excess_over_limit(batch, lam),
                 splits_of(last, batch) if last is not None else [],
             )
         )
         last = batch
     return rows
-
-
-def _excess(batch: Coded, lam: float) -> float:
-    return float(batch.objective(lam).mean()) / wide_limit(batch.x, lam).objective - 1
-
-
-def measure_limit(toy: Points, sae: SparseAutoencoder, lam: float) -> Limit:
-    """Return how near an SAE, and as many directions alone, come to an atom per data point."""
-    points = toy.lengths[:, None] * toy.directions
-    own = coded_by(sae, points)
-    alone = fit_dictionary(points, sae.d_sae, lam, seed=toy.seed)
-    codes = own.z.active.sum_per_token(own.z.values) / (own.x.norm(dim=1) - lam)
-    return Limit(
-        sae.d_sae, _excess(own, lam), _excess(with_optimal_codes(own.x, own.directions, lam), lam),
-        _excess(with_optimal_codes(points, alone, lam), lam),
-        _cosines(normalize(own.x), own).amax(1).tolist(), float(codes.median()),
-    )  # fmt: skip
 
 
 def measure_violations(x: Tensor, sae: SparseAutoencoder, lam: float) -> dict[str, list[float]]:

@@ -3,13 +3,17 @@
 On one scale, all values of P's objective, mean_i [ 1/2 ||x_i - z_i D||^2 + lam sum_j z_ij ]:
 
     wide limit     any number of directions: an atom per data point (below)
-    convex path    as many directions as the SAE uses on these tokens, chosen among their own
-                   (convex.py); all of them where the SAE uses more
-    optimal codes  the SAE's directions with optimal codes (codes.py)
+    convex path    `num` directions, chosen among those of the tokens (convex.py)
+    own path       `num` of the SAE's own directions, chosen likewise
+    optimal codes  all of the SAE's directions with optimal codes (codes.py)
     SAE            its directions with its encoder's codes
 
-The last difference is what amortisation costs, the others what the directions cost. The wide limit
-bounds all of them from below. The convex path does not: it is what one good dictionary reaches.
+The last difference is what amortisation costs, and the price of z if the SAE was not trained to pay
+one; that of the two paths, at equal numbers of directions, is what the directions cost. `num` is
+how many the SAE's optimal codes use, so that the own path is the optimal codes, but at most one for
+every TOKENS_PER_DIRECTION tokens: with a direction for every token the path would be the wide limit
+and say nothing of other tokens. The wide limit bounds all of them from below. The convex path does
+not: it is what one good dictionary reaches.
 
 Wide limit. A nonnegative combination of unit vectors with sum z = s has norm <= s,
 so for any dictionary objective_i >= min_s [ 1/2 (||x_i|| - s)_+^2 + lam s ], reached by d = x_i /
@@ -33,6 +37,9 @@ TOLERANCE = 1e-4
 """Of the KKT conditions: an objective's error is of its square's order."""
 
 
+TOKENS_PER_DIRECTION = 4
+
+
 class WideLimit(NamedTuple):
     """The optimum of P with any number of directions."""
 
@@ -45,10 +52,11 @@ class WideLimit(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """P's objective of four solutions on the same tokens, means."""
+    """P's objective of five solutions on the same tokens, means."""
 
     wide_limit: float
     convex_path: float
+    own_path: float
     optimal_codes: float
     sae: float
 
@@ -65,13 +73,15 @@ class OptimalityGap(NamedTuple):
     scale: Scale
     """On x."""
     held_out: Scale | None
-    """On tokens that the convex path was not chosen among, if there are any."""
+    """On tokens that the paths were not chosen on, if there are any."""
     num_directions: int
     """Latents of the SAE that its optimal codes use on x."""
     num_convex: int
     """Directions of the convex path."""
+    num_own: int
+    """Directions of the own path."""
     gamma: float
-    """Its price of a direction."""
+    """Price of a direction on the convex path."""
     l0: float
     """Active latents per token of the SAE's codes on x."""
     optimal_l0: float
@@ -109,36 +119,44 @@ def optimality_gap(
     """
     if not check_lam(lam) > 0:
         raise ValueError("the scale needs a penalty, lam > 0; got 0")
-    own = coded_by(sae, x)
-    best = with_optimal_codes(own.x, own.directions, lam)
-    num = int(torch.count_nonzero(best.z.fire_counts()))
-    candidates = candidates_of(own.x[own.x.norm(dim=1) > lam])
-    gamma, convex = 0.0, candidates
-    if num < len(candidates):
-        gamma, chosen = at_most(own.x, candidates, lam, num)
-        convex = directions_of(chosen, candidates)
+    own, best = _both_codes(sae, x, lam)
+    used = own.directions[best.z.fire_counts() > 0]
+    num = min(len(used), max(1, len(own.x) // TOKENS_PER_DIRECTION))
+    tokens = candidates_of(own.x[own.x.norm(dim=1) > lam])
+    gamma, convex = _path(own.x, tokens, lam, num)
+    _, subset = _path(own.x, used, lam, num) if num < len(used) else (0.0, used)
+    paths = convex, subset
     return OptimalityGap(
         lam=lam,
-        scale=_scale(own, best, convex, lam),
-        held_out=None if held_out is None else _held_out(sae, held_out, convex, lam),
-        num_directions=num,
+        scale=_scale(own, best, paths, lam),
+        held_out=None if held_out is None else _scale(*_both_codes(sae, held_out, lam), paths, lam),
+        num_directions=len(used),
         num_convex=len(convex),
+        num_own=len(subset),
         gamma=gamma,
         l0=float(own.z.num_active().double().mean()),
         optimal_l0=float(best.z.num_active().double().mean()),
     )
 
 
-def _held_out(sae: SparseAutoencoder, x: Tensor, convex: Tensor, lam: float) -> Scale:
+def _path(x: Tensor, candidates: Tensor, lam: float, num: int) -> tuple[float, Tensor]:
+    """Return (gamma, directions), at most `num` of the candidates."""
+    gamma, chosen = at_most(x, candidates, lam, num)
+    return gamma, directions_of(chosen, candidates)
+
+
+def _both_codes(sae: SparseAutoencoder, x: Tensor, lam: float) -> tuple[Coded, Coded]:
+    """Return x with the codes of the SAE's encoder, and with optimal ones."""
     own = coded_by(sae, x)
-    return _scale(own, with_optimal_codes(own.x, own.directions, lam), convex, lam)
+    return own, with_optimal_codes(own.x, own.directions, lam)
 
 
-def _scale(own: Coded, best: Coded, convex: Tensor, lam: float) -> Scale:
-    chosen = with_optimal_codes(own.x, convex, lam).objective(lam)
+def _scale(own: Coded, best: Coded, paths: tuple[Tensor, Tensor], lam: float) -> Scale:
+    convex, subset = (with_optimal_codes(own.x, path, lam).objective(lam) for path in paths)
     return Scale(
         wide_limit=wide_limit(own.x, lam).objective,
-        convex_path=float(chosen.mean()),
+        convex_path=float(convex.mean()),
+        own_path=float(subset.mean()),
         optimal_codes=float(best.objective(lam).mean()),
         sae=float(own.objective(lam).mean()),
     )

@@ -1,4 +1,4 @@
-"""Polish a trained SAE: alternate what P's optimum asks for, keep it only if it helps.
+"""Polish a trained SAE: alternate what P's optimum asks for, choose the best round.
 
 One round, from the SAE as it is:
 
@@ -15,9 +15,10 @@ those of the round before: fewer growths, and nothing of size (n, d_sae) is kept
 A gated SAE prices its gate, not z: the median of d_j . r on active pairs is about 0, and it counts
 among those that choose.
 
-Rounds are compared by the objective on held-out tokens with the SAE's *own* encoder, P's (with the
+Rounds are compared by the objective on other tokens with the SAE's *own* encoder, P's (with the
 mean error over prefixes, for Matryoshka). The best one is returned; if none is better than the SAE
-itself, that is what is returned, the same object.
+itself, that is what is returned, the same object. The best of a few is better than it is: by how
+much it helps, only tokens tell that chose nothing.
 """
 
 import copy
@@ -78,11 +79,11 @@ class Round(NamedTuple):
     number: int
     """From 1."""
     codes_objective: float
-    """On training tokens, with the best codes for the directions before."""
+    """On the tokens learnt from, with the best codes for the directions before."""
     turned_objective: float
     """With the same codes, and the directions turned."""
     objective: float
-    """On held-out tokens, with the refitted encoder; fvu and l0 likewise."""
+    """On the tokens that choose, with the refitted encoder; fvu and l0 likewise."""
     fvu: float
     l0: float
     helps: bool
@@ -94,23 +95,21 @@ class Polished(NamedTuple):
 
     sae: SparseAutoencoder
     """The best one; the one that was given, if nothing is better."""
-    kept: bool
-    """Whether it is another one."""
     before: Score
-    """On held-out tokens."""
+    """On the tokens that choose."""
     after: Score
     rounds: list[Round]
 
     @property
     def num_rounds(self) -> int:
-        """Rounds that made `sae`."""
+        """Rounds that made `sae`; 0: it is the one that was given."""
         return max((r.number for r in self.rounds if r.helps), default=0)
 
 
 def polish_sae(
     sae: SparseAutoencoder,
     x: Tensor,
-    held_out: Tensor,
+    choosing: Tensor,
     lam: float,
     *,
     rounds: int,
@@ -125,7 +124,7 @@ def polish_sae(
     Args:
         sae: any architecture but residual, on the CPU; it is not changed.
         x: (n, d_in) activations that are learnt from.
-        held_out: (m, d_in) others, which alone decide what is kept.
+        choosing: (m, d_in) others, which alone decide which round is the best.
         lam: price of a unit of z, in units of x; 0 for all but ReLU SAEs.
         rounds: at most; the first that does not help is the last.
         encoder_steps: of Adam in each.
@@ -138,8 +137,8 @@ def polish_sae(
         ValueError: the SAE cannot be polished, or the price does not fit it.
     """
     check_polishable(sae.architecture, lam)
-    x, held_out = x.float(), held_out.float()
-    before = best = score(sae, held_out, lam)
+    x, choosing = x.float(), choosing.float()
+    before = best = score(sae, choosing, lam)
     l0 = score(sae, x[: 4 * CHUNK_TOKENS], lam).l0
     chosen, current, done = sae, copy.deepcopy(sae), []
     current.fold_decoder_norms()
@@ -151,15 +150,19 @@ def polish_sae(
             seed=seed + number, progress=functools.partial(tell, "encoder", 0.5),
         )  # fmt: skip
         hold_l0(current, x, l0)
-        own = score(current, held_out, lam)
-        fair = lam > 0 or own.l0 <= L0_SLACK * before.l0
-        helps = fair and own.objective < best.objective
+        own = score(current, choosing, lam)
+        helps = holds_l0(before.l0, own.l0, lam) and own.objective < best.objective
         numbers = own.objective, own.fvu, own.l0
         done.append(Round(number, before_turn, after_turn, *numbers, helps))
         if not helps:
             break
         chosen, best = copy.deepcopy(current), own
-    return Polished(chosen, chosen is not sae, before, best, done)
+    return Polished(chosen, before, best, done)
+
+
+def holds_l0(before: float, after: float, lam: float) -> bool:
+    """Return whether l0 has not risen, or is paid for."""
+    return lam > 0 or after <= L0_SLACK * before
 
 
 def check_polishable(architecture: str, lam: float) -> None:

@@ -19,8 +19,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ssae.sae.base import SparseAutoencoder
-from ssae.theory.coded import Coded, coded_by
-from ssae.theory.cone import as_csc
+from ssae.theory.coded import Coded, as_csc, coded_by
 
 MIN_COSINE = 0.5
 """tau."""
@@ -56,6 +55,8 @@ class Family(NamedTuple):
     """Share of them on which a child fires."""
     absorbed: float
     """The absorbed share; NaN where no other child fires together with the parent."""
+    asked: int
+    """Tokens it is a share of: those with the parent and another child active."""
 
 
 def splitting(
@@ -131,7 +132,7 @@ def _split(
 ) -> Family:
     fires = int(on.sum())
     if not children:
-        return Family(j, [], fires, 0.0, float("nan"))
+        return Family(j, [], fires, 0.0, float("nan"), 0)
     own = theirs[:, [child.latent for child in children]].toarray() > 0
     covered = float(own[on].any(1).mean())
     heir, others = own[:, 0], own[:, 1:].any(1)
@@ -140,4 +141,4 @@ def _split(
     asked = on & others
     silent = asked & ~heir & (there >= level)
     absorbed = float(silent.sum() / asked.sum()) if asked.any() else float("nan")
-    return Family(j, children, fires, covered, absorbed)
+    return Family(j, children, fires, covered, absorbed, int(asked.sum()))

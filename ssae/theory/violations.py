@@ -10,10 +10,6 @@ z_ij > 0) give its length:
     violation_j = ||E_j[r]|| / E||r||                      without (TopK: lam = 0)
     tangent_j   = ||E_j[r] - (d_j . E_j[r]) d_j|| / E||r||  the part that a turn of d_j removes
 
-and, for any two latents, since d_k . E_j[r] = lam d_j . d_k,
-
-    d_j . d_k = E_j[d_k . r] / lam = P_j(k active) + E_j[(d_k . r) / lam; k silent]
-
 E_j[r] of a rare latent is a mean of few tokens, which is long by chance alone. With s_uj = sum of
 z_ij r_i and m_uj = sum of z_ij over the tokens i of a unit u, its squared error is
 
@@ -21,7 +17,8 @@ z_ij r_i and m_uj = sum of z_ij over the tokens i of a unit u, its squared error
     m         = (sum_u m_uj)^2 / sum_u m_uj^2              units that count
     excess_j  = sqrt(violation_j^2 - noise_j^2), 0 where that is negative
 
-(the noise of a ratio of sums, to first order in 1/m). Units are documents where they are given:
+and likewise for the tangent, with the noise of d_j . E_j[r] taken off that of E_j[r] first (the
+noise of a ratio of sums, to first order in 1/m). Units are documents where they are given:
 tokens of one document are alike, and a rare latent fires on few documents. Else they are tokens.
 """
 
@@ -51,6 +48,8 @@ class Stationarity(NamedTuple):
     """(d_sae,) that noise, in the same unit; NaN where one token or document alone counts."""
     tangent: Tensor
     """(d_sae,) the part a turn of the direction removes, over E||r|| for every SAE."""
+    tangent_excess: Tensor
+    """(d_sae,) what is left of that without its noise; compares SAEs with a penalty and without."""
     length: Tensor
     """(d_sae,) d_j . E_j[r]: lam at the optimum."""
     mean_residual: Tensor
@@ -59,19 +58,6 @@ class Stationarity(NamedTuple):
     """(d_sae,) tokens on which each latent fires, int64."""
     residual_norm: float
     """E||r||."""
-
-
-class PairIdentity(NamedTuple):
-    """Both sides of the identity for pairs (j, k), each (num_pairs,)."""
-
-    cosine: Tensor
-    """d_j . d_k."""
-    expected: Tensor
-    """E_j[d_k . r] / lam: equal to the cosine at the optimum."""
-    joint: Tensor
-    """P_j(k active), the share of j's activation on tokens on which k fires."""
-    silent: Tensor
-    """E_j[(d_k . r) / lam; k silent], the rest where the codes are optimal."""
 
 
 class Violations:
@@ -95,8 +81,8 @@ class Violations:
         d_sae = len(directions)
         self.rows = torch.zeros_like(directions)  # sum_i w_i z_ij r_i
         self.square_rows = torch.zeros_like(directions)  # sum_u m_uj s_uj
-        # Sums of w z and 1[z > 0] over tokens; of m_uj^2 and ||s_uj||^2 over units.
-        self.columns = directions.new_zeros(4, d_sae)
+        # Sums of w z and 1[z > 0] over tokens; of m_uj^2, ||s_uj||^2 and (d_j . s_uj)^2 over units.
+        self.columns = directions.new_zeros(5, d_sae)
         self.norms = directions.new_zeros(2)  # sums of w ||r|| and w
 
     def update(
@@ -130,6 +116,7 @@ class Violations:
             self.square_rows += batch.sums_per_latent(squares, r)
             self.columns[2] += batch.masses(squares)
             self.columns[3] += batch.masses(squares * norms[tokens].square())
+            self.columns[4] += batch.masses(squares * batch.projections().square())
         else:
             self._add_documents(batch, values, documents.to(tokens.device).long())
 
@@ -156,29 +143,36 @@ class Violations:
             self.square_rows.index_add_(0, own, masses[:, None] * sums)
             self.columns[2].index_add_(0, own, masses.square())
             self.columns[3].index_add_(0, own, sums.square().sum(1))
+            along = (sums * batch.directions[own]).sum(1)
+            self.columns[4].index_add_(0, own, along.square())
 
     def result(self, lam: float) -> Stationarity:
         """Return what the tokens say, for a price `lam` of z."""
         lam = check_lam(lam)
-        mass, fires, squares, square_lengths = self.columns
+        mass, fires, squares, lengths_sq, alongs_sq = self.columns
         mean = self.rows / torch.where(mass > 0, mass, torch.nan)[:, None]
         residual_norm = float(self.norms[0] / self.norms[1])
         length = (mean * self.directions).sum(1)
         # Without a residual there is nothing that could violate.
-        scale = lam if lam > 0 else max(residual_norm, 1e-300)
-        spread = square_lengths - 2 * (mean * self.square_rows).sum(1)
-        spread = (spread + mean.square().sum(1) * squares).clamp_min(0)
-        # m / (m - 1).
+        floor = max(residual_norm, 1e-300)
+        scale = lam if lam > 0 else floor
+        # m / (m - 1), of sums that are squared.
         lonely = 1 - squares / mass.square()
-        noise_sq = spread / mass.square() / torch.where(lonely > 1e-9, lonely, torch.nan)
+        factor = 1 / mass.square() / torch.where(lonely > 1e-9, lonely, torch.nan)
+        spread = lengths_sq - 2 * (mean * self.square_rows).sum(1)
+        noise_sq = factor * (spread + mean.square().sum(1) * squares).clamp_min(0)
+        spread = alongs_sq - 2 * length * (self.directions * self.square_rows).sum(1)
+        along_sq = factor * (spread + length.square() * squares).clamp_min(0)
         violation_sq = (mean - lam * self.directions).square().sum(1)
-        tangent = mean - length[:, None] * self.directions
+        tangent_sq = (mean - length[:, None] * self.directions).square().sum(1)
+        tangent_left = tangent_sq - (noise_sq - along_sq).clamp_min(0)
         return Stationarity(
             lam=lam,
             violation=violation_sq.sqrt() / scale,
             excess=(violation_sq - noise_sq).clamp_min(0).sqrt() / scale,
             noise=noise_sq.sqrt() / scale,
-            tangent=tangent.norm(dim=1) / max(residual_norm, 1e-300),
+            tangent=tangent_sq.sqrt() / floor,
+            tangent_excess=tangent_left.clamp_min(0).sqrt() / floor,
             length=length,
             mean_residual=mean,
             fires=fires.long(),
@@ -211,29 +205,3 @@ def stationarity(
     gathered = Violations(batch.directions)
     gathered.update(batch, weights, documents)
     return gathered.result(lam)
-
-
-def pair_identity(batch: Coded, pairs: Tensor, lam: float) -> PairIdentity:
-    """Return both sides of the identity of pairs (j, k).
-
-    Args:
-        batch: n tokens with their codes.
-        pairs: (num_pairs, 2) latents.
-        lam: > 0.
-
-    Raises:
-        ValueError: lam is 0: then d_k . r says nothing of the cosine.
-    """
-    if not check_lam(lam) > 0:
-        raise ValueError("the identity of pairs needs a penalty, lam > 0; got 0")
-    j, k = pairs.long().T
-    z = batch.z.columns(j)
-    share = z / z.sum(0)
-    fires = batch.z.columns(k) > 0
-    projected = share * (batch.residual @ batch.directions[k].T) / lam
-    return PairIdentity(
-        cosine=(batch.directions[j] * batch.directions[k]).sum(1),
-        expected=projected.sum(0),
-        joint=(share * fires).sum(0),
-        silent=(projected * ~fires).sum(0),
-    )

@@ -19,17 +19,22 @@ def metric(name, value, split="subdomain_test", sae="generalist", spread=0.01, *
             "band": "all", "num_tokens": 100, "formula": "f"} | more  # fmt: skip
 
 
-def rows(sae="generalist", change=-0.05, correlation=0.4):
+def rows(sae="generalist", change=-0.05, correlation=0.4, lam=0.0):
     found = []
     for split in SPLITS:
         found += [
-            metric("excess_median", 0.2, split, sae),
-            metric("excess_median", 0.3, split, sae, band="rarest quarter"),
-            metric("excess_median", 0.1, split, sae, band="most common quarter"),
-            metric("excess_rarity_correlation", correlation, split, sae, 0.05),
-            metric("excess_change", change, split, sae, 0.01, reference="generalist"),
-            metric("lam", 0.0, split, sae, None),
+            metric("tangent_excess_median", 0.2, split, sae),
+            metric("tangent_excess_median", 0.3, split, sae, band="rarest quarter"),
+            metric("tangent_excess_median", 0.1, split, sae, band="most common quarter"),
+            metric("tangent_excess_own_risk_median", 0.17, split, sae),
+            metric("tangent_excess_rarity_correlation", correlation, split, sae, 0.05),
+            metric("tangent_excess_tail_difference", 0.07, split, sae, 0.02),
+            metric("tail_latents", 12, split, sae, None),
+            metric("tangent_excess_change", change, split, sae, 0.004, reference="generalist"),
+            metric("lam", lam, split, sae, None),
+            metric("excess_median", 0.6, split, sae),
             metric("cone_violated", 0.25, split, sae),
+            metric("cone_examined", 8, split, sae, None),
             metric("antipodal_pairs", 1, split, sae, None),
             metric("shrinkage_share", 0.0625, split, sae, None),
             metric("linear_share", 0.28, split, sae, None),
@@ -45,14 +50,16 @@ def tables(sae="generalist", token="the", is_dense=True):
             "second_tokens": [token]}  # fmt: skip
     cone = {"latent": 5, "residual": 0.3, "fires": 40, "tokens": [token],
             "children": [{"latent": 9, "tokens": [token, "of"]}]}  # fmt: skip
-    worst = {"latent": 4, "excess": 0.9, "violation": 1.0, "fires": 30, "tokens": [token]}
+    worst = {"latent": 4, "excess": 0.9, "tangent": 1.0, "fires": 30, "tokens": [token]}
     penalty = {"lam": 0.0, "origin": "none", "median": 0.1, "low": -1.0, "high": 1.2}
-    scale = {"wide_limit": 10.0, "convex_path": 30.0, "optimal_codes": 40.0, "sae": 50.0,
-             "lam": 2.0, "num_directions": 900, "num_convex": 500, "gamma": 0.1, "l0": 16.0,
+    scale = {"wide_limit": 10.0, "convex_path": 46.0, "own_path": 45.0, "optimal_codes": 40.0,
+             "sae": 50.0, "lam": 2.0, "num_directions": 900, "num_convex": 240, "num_own": 250,
+             "gamma": 0.1, "l0": 16.0,
              "optimal_l0": 17.0}  # fmt: skip
     child = {"latent": 7, "cosine": 0.9, "purity": 0.8, "coverage": 0.5, "fires": 20,
              "tokens": [token]}  # fmt: skip
     tree = {"latent": 3, "tokens": [token], "fires": 40, "covered": 0.9, "absorbed": 0.25,
+            "asked": 8,
             "children": [child, child | {"latent": 8, "cosine": 0.7}]}  # fmt: skip
     return {
         "violations": [w | {"quantiles": np.linspace(0, 1, 101).tolist(), "penalty": penalty}
@@ -65,8 +72,10 @@ def tables(sae="generalist", token="the", is_dense=True):
         "pairs": [w | pair for w in where],
         "cones": [w | cone for w in where],
         "gaps": [{"sae_name": sae, "where": place} | scale for place in ("tokens", "held_out")],
+        "identity": [w | {"cosine": [-1.0, 0.5, 0.25], "expected": [-0.9, 0.5, None]}
+                     for w in where],
         "splits": [{"narrow": sae, "wide": "wide", "children": [1, 2, 1], "absorbed": 0.25,
-                    "purity": 0.8, "trees": [tree]}],
+                    "absorbing": 30, "purity": 0.8, "trees": [tree]}],
     }  # fmt: skip
 
 
@@ -82,31 +91,50 @@ def test_the_page_is_one_whole_file_without_scripts(tmp_path, text):
     )  # fmt: skip
     parsed = ParsedPage(page.read_text(encoding="utf-8"))
     assert "script" not in parsed.tags
-    assert parsed.tags.count("svg") == 7
+    assert parsed.tags.count("svg") == 8
     loads = [value for _, name, value in parsed.attributes if name in ("src", "href", "xlink:href")]
     assert all(value.startswith(("#", "data:")) for value in loads)
     ids = [value for _, name, value in parsed.attributes if name == "id"]
     assert len(ids) == len(set(ids))
 
 
-def test_a_pair_is_named_with_its_share_of_variance():
-    assert "latents 113 and 871 are an antipodal pair covering 4.0 % of variance" in said(
-        rows(), tables()
-    )
+def test_a_pair_is_named_once_with_its_share_of_variance_in_every_sae():
+    both = tables()
+    both["pairs"] += [{**row, "sae": "specialist", "first": 871, "second": 113, "share": 0.03}
+                      for row in both["pairs"]]  # fmt: skip
+    [sentence, *_] = answers(rows() + rows("specialist"), both)[
+        "Is a signed direction held as two latents?"
+    ]
+    assert (
+        "latents 113 and 871 are an antipodal pair covering 4.0 % of variance in generalist, "
+        "3.0 % of variance in specialist"
+    ) in sentence
     without = said(rows(), tables(is_dense=False))
     assert "113" not in without
-    assert "no signed direction is held as two latents" in without
+    assert "generalist: no signed direction is held as two latents" in without
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(-0.05, "closer to stationary"), (0.05, "further from stationary"), (0.001, "a tie")],
+    [
+        (-0.05, "closer to stationary"),
+        (0.05, "further from stationary"),
+        (0.001, "a tie"),
+        (0.006, "hardly different"),
+    ],
 )
 def test_a_change_is_called_what_its_interval_says(change, words):
     found = answers(rows("specialist", change), tables("specialist"))
     [sentence] = found["What brings them closer, what moves them away?"]
     assert sentence.count(words) == 2
     assert "against the same ones of the generalist" in sentence
+
+
+def test_a_price_is_spoken_of_where_it_is_paid():
+    free, paid = said(rows(), tables()), said(rows(lam=2.0), tables())
+    assert "lam d_j" not in free
+    assert "pays lam = 2: its mean residuals miss lam d_j by 0.60 lam" in paid
+    assert "its own objective gives to tokens it is 0.170 instead of 0.200" in free
 
 
 @pytest.mark.parametrize(
@@ -118,11 +146,24 @@ def test_rare_latents_are_blamed_only_with_evidence(correlation, words):
 
 
 def test_the_scale_says_what_encoder_and_directions_cost():
-    [sentence] = answers(rows(), tables())["How far is each SAE from the best dictionaries?"]
-    assert "its encoder costs 10.00 (20 %)" in sentence
-    assert "900 of them in use" in sentence
-    assert "500 directions of other tokens cost less, 30.00" in sentence
-    assert "with its b_dec costs less than 10.00" in sentence
+    first, second = answers(rows(), tables())["How far is each SAE from the best dictionaries?"]
+    assert "its 900 directions in use reach 40.00, 20 % less" in first
+    assert "250 of them cost 45.00, 240 directions of other tokens 46.00" in first
+    assert "its own serve new text better" in first
+    assert "with its b_dec costs less than 10.00" in first
+    assert "generalist 6.2 %" in second  # least squares; TopK was never asked for a price
+    priced = tables()
+    for row in priced["violations"]:
+        row["penalty"] = {**row["penalty"], "origin": "objective"}
+    assert len(answers(rows(), priced)["How far is each SAE from the best dictionaries?"]) == 1
+
+
+def test_counts_are_said_where_there_are_few():
+    text = said(rows(), tables())
+    assert "2 of 8 examined latents violate the cone condition" in text
+    assert "1 of 4 latents split into several, 1 have no child" in text
+    assert "the heir is silent on 25 % of tokens (30 families)" in text
+    assert "the 12 latents that represent a tail type differ from all others by +0.070" in text
 
 
 def test_what_was_not_measured_is_not_spoken_of(tmp_path):

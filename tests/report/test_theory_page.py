@@ -10,17 +10,18 @@ import pytest
 from ssae.report import theory_figures
 from ssae.report.theory import (
     absorption_sentences,
-    limit_sentences,
     signed_sentences,
     span,
-    violation_sentences,
     width_sentences,
     write_theory_page,
 )
+from ssae.report.theory_limits import limit_sentences, merging_sentences, violation_sentences
 from ssae.theory.__main__ import main
 from ssae.theory.absorption import Prediction
 from ssae.theory.antipodal import AntipodalPair
-from ssae.theory.demonstration import Absorbed, Absorption, Demonstration, Limit, Signed, Widened
+from ssae.theory.coarsening import Merge
+from ssae.theory.demonstration import Absorbed, Absorption, Demonstration, Signed, Widened
+from ssae.theory.limits import Limit, Merging
 from ssae.theory.splits import Child, Family
 from tests.report.reading import ParsedPage, drawn, texts, values_at
 
@@ -74,9 +75,9 @@ def widths() -> list[Widened]:
     child = [Child(k, 0.9 - 0.1 * k, 0.75, 0.5, 10) for k in range(2)]
     return [
         Widened([0, None], [1, 0], 0.5, []),
-        Widened([0, 0, 1], [2, 1], 0.3, [Family(0, child, 20, 1.0, 0.125)]),
+        Widened([0, 0, 1], [2, 1], 0.3, [Family(0, child, 20, 1.0, 0.125, 8)]),
         Widened(
-            [0, 0, 1, 1], [2, 2], 0.2, [Family(j, child[:1], 9, 1.0, math.nan) for j in (0, 1)]
+            [0, 0, 1, 1], [2, 2], 0.2, [Family(j, child[:1], 9, 1.0, math.nan, 0) for j in (0, 1)]
         ),
     ]
 
@@ -87,11 +88,19 @@ def limit(num: int, excess: float, least: float = 0.999, **changes) -> Limit:
     return Limit(**values | changes)
 
 
+def merging(*merges: tuple[int, int, int], num_used=(6, 4, 2, 1)) -> Merging:
+    """Six tokens of two families; merges are (step, child, parent)."""
+    found = [Merge(step, child, parent, 0.75, 1) for step, child, parent in merges]
+    return Merging([0, 0, 0, 1, 1, 1], [0.1, 0.3, 0.6, 0.9], list(num_used), found, 9e-5)
+
+
 def demonstration(**changes) -> Demonstration:
     values = {
-        "seed": 7, "lam": 0.1, "absorptions": [absorption(0.5, silence=0.2), absorption(0.05)],
+        "seed": 7, "num_steps": 300, "lam": 0.1,
+        "absorptions": [absorption(0.5, silence=0.2), absorption(0.05)],
         "signed": [signed(0.1), signed(0.6)], "num_control": 0, "widths": {0.5: widths()},
         "limits": [limit(2, 0.8), limit(3, 0.1), limit(6, 0.0)],
+        "merging": merging((1, 1, 0), (1, 4, 3), (3, 3, 0)),
         "violations": {"trained SAE": [0.01, 0.05, 0.4], "random directions": [9.0, 12.5, 15.0]},
     }  # fmt: skip
     return Demonstration(**values | changes)
@@ -109,6 +118,7 @@ def said(found: Demonstration) -> list[str]:
         *signed_sentences(found.signed, found.num_control),
         *width_sentences(found.widths),
         *limit_sentences(found.limits),
+        *merging_sentences(found.merging),
         *violation_sentences(found.violations),
     ]
 
@@ -117,13 +127,31 @@ def test_every_sentence_is_on_the_page_before_its_numbers(tmp_path: Path):
     parsed = write(tmp_path)
     for sentence in said(demonstration()):
         assert sentence in parsed.found["p"]
-    assert parsed.tags.count("table") == parsed.tags.count("h2") == 5
-    assert parsed.tags.count("svg") == 4
+    assert (parsed.tags.count("h2"), parsed.tags.count("table")) == (6, 5)
+    assert parsed.tags.count("svg") == 5
+    assert any("300 steps each" in text for text in parsed.found["p"])
     order = [tag for tag in parsed.tags if tag in ("h2", "p", "svg", "table")]
     for table in (i for i, tag in enumerate(order) if tag == "table"):
         part = order[max(i for i in range(table) if order[i] == "h2") : table]
         assert part[1] == "p"
         assert part.index("p") < (part.index("svg") if "svg" in part else table)
+
+
+def test_directions_that_merge_are_told_from_those_that_vanish():
+    # The last merge is of two families: with one direction left that cannot be otherwise.
+    [text] = merging_sentences(merging((1, 1, 0), (1, 4, 3), (2, 2, 0), (3, 3, 0), (3, 0, -1)))
+    assert "6 directions in use become 1" in text
+    assert "families, 2, 3 gave way to others, 3 of them to one of their own family" in text
+    assert "by chance it would be 40%" in text
+    [text] = merging_sentences(merging((1, 1, 3), (1, 4, 3)))
+    assert "2 gave way to others, 1 of them to one of their own family" in text
+
+
+def test_lines_of_directions_end_where_they_merge():
+    svg = theory_figures.merging(merging((1, 1, 0), (2, 4, 3)))
+    root = ElementTree.fromstring(svg)
+    assert len(root.findall(".//*[@d]")) >= 8  # six directions and two merges
+    assert "price of a direction" in " ".join(texts(svg))
 
 
 def test_the_numbers_of_the_tables_are_the_given_ones(tmp_path: Path):

@@ -4,6 +4,7 @@ import torch
 
 from ssae.sae.sparse import ActiveSet, SparseLatents
 from ssae.theory import candidates_of, coded, coded_by, penalty_of, stationarity
+from ssae.theory.coded import as_csc
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -145,3 +146,19 @@ def test_what_is_no_input_is_refused(x, z, W_dec, message, listed):
         active = ActiveSet.of_rows(torch.arange(z.shape[1]).expand(z.shape), z.shape[1])
         with pytest.raises(ValueError, match=message):
             coded(x, SparseLatents(active, z.flatten()), W_dec)
+
+
+@pytest.mark.parametrize("name", ["x", "z", "W_dec"])
+def test_arrays_are_refused_with_what_to_do(sample, name):
+    given = sample(0)._asdict()
+    message = rf"{name} must be a torch.Tensor, got numpy.ndarray; use torch.as_tensor\({name}\)"
+    with pytest.raises(TypeError, match=message):
+        coded(**given | {name: given[name].numpy()})
+
+
+def test_arrays_are_refused_by_what_reads_an_sae_or_codes_alone(sample, relu_sae):
+    drawn = sample(0)
+    with pytest.raises(TypeError, match="x must be a torch.Tensor"):
+        coded_by(relu_sae(drawn.W_dec), drawn.x.numpy())
+    with pytest.raises(TypeError, match="z must be a torch.Tensor, got builtins.list"):
+        as_csc(drawn.z.tolist())

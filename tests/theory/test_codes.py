@@ -125,6 +125,7 @@ def test_tokens_of_norm_zero_and_tokens_below_the_price_have_no_codes(sample):
         found = optimal_codes(x, drawn.W_dec, 0.2, initial=initial)
         assert not found.z[[2, 4]].any()
         assert found.kkt[2] == 0
+        assert not optimal_codes(x, drawn.W_dec, 0.0, initial=initial).z[2].any()
         assert found.kkt.max() <= 1e-8
 
 
@@ -135,9 +136,44 @@ def test_steps_end_where_they_are_told_to(sample):
     assert found.kkt.max() > 1e-8
     _, _, D, _ = drawn.arrays
     expected = violations(drawn.x.numpy(), found.z.numpy(), D, 0.05)
-    np.testing.assert_allclose(found.kkt, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.kkt, expected, rtol=1e-6, atol=1e-14)
+    x = drawn.x.numpy()
+    assert (objectives(x, found.z.numpy(), D, 0.05) < np.square(x).sum(1) / 2).all()
     none = optimal_codes(drawn.x, drawn.W_dec, 0.05, max_steps=0)
     assert not none.z.any()
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.05, 0.2])
+def test_of_a_coherent_dictionary_codes_of_nearly_d_in_latents_are_those_of_scikit_learn(
+    sample, lam
+):
+    drawn = sample(14, n=40, d_in=24, d_sae=600)
+    x, _, D, _ = drawn.arrays
+    found = optimal_codes(drawn.x, drawn.W_dec, lam)
+    assert violations(x, found.z.numpy(), D, lam).max() <= 1.01e-8
+    assert found.num_steps < 150
+    if lam == 0.2:  # of less scikit-learn's do not converge
+        ours, theirs = (objectives(x, z, D, lam) for z in (found.z.numpy(), lasso(x, D, lam)))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-8)
+        assert 15 < (found.z > 0).sum(1).double().mean() <= 24
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-6])
+@pytest.mark.parametrize("start", ["nothing", "everything", "a little of everything"])
+def test_directions_twice_or_nearly_so_are_no_obstacle(sample, apart, start):
+    drawn = sample(16, n=40, d_in=16, d_sae=100)
+    twin = drawn.W_dec + apart * drawn.W_dec.roll(1, 0)
+    W_dec = torch.cat([drawn.W_dec, twin])
+    scale = {"nothing": 0.0, "everything": 3.0, "a little of everything": 1e-3}[start]
+    initial = torch.full((40, 200), scale).double()
+    found = optimal_codes(drawn.x, W_dec, 0.2, initial=initial)
+    _, _, D, _ = drawn._replace(z=initial, W_dec=W_dec).arrays
+    x = drawn.x.numpy()
+    assert violations(x, found.z.numpy(), D, 0.2).max() <= 1.01e-8
+    single = D[:100]  # as good, up to the few more directions
+    expected = objectives(x, lasso(x, single, 0.2), single, 0.2)
+    ours = objectives(x, found.z.numpy(), D, 0.2)
+    np.testing.assert_allclose(ours, expected, rtol=max(1e-8, 10 * apart))
 
 
 def test_a_direction_twice_costs_nothing(sample):
@@ -169,6 +205,12 @@ def test_what_is_no_input_is_refused(sample, changes, message):
     drawn = sample(0)
     with pytest.raises(ValueError, match=message):
         optimal_codes(**{"x": drawn.x, "W_dec": drawn.W_dec, "lam": 0.1} | changes)
+
+
+def test_a_start_that_is_no_tensor_is_refused(sample):
+    drawn = sample(0)
+    with pytest.raises(TypeError, match="initial must be a torch.Tensor, got numpy.ndarray"):
+        optimal_codes(drawn.x, drawn.W_dec, 0.1, initial=np.ones((60, 10)))
 
 
 @pytest.mark.parametrize("lam", [0.05, 0.5])

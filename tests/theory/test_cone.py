@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from ssae.theory import cone, cone_condition
-from ssae.theory.cone import as_csc, project_on_cone
+from ssae.theory.coded import as_csc
+from ssae.theory.cone import project_on_cone
 
 
 def prices(z: np.ndarray, D: np.ndarray, j: int) -> np.ndarray:

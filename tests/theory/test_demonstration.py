@@ -12,12 +12,12 @@ from ssae.theory.demonstration import (
     LR,
     NUM_TOKENS,
     measure_absorption,
-    measure_limit,
     measure_signed,
     measure_violations,
     measure_widths,
 )
 from ssae.theory.fit import train_l1
+from ssae.theory.limits import measure_limit, measure_merging
 from ssae.theory.toy import Hierarchical, Independent, Points, SignedDense
 
 SEEDS = (0, 1)
@@ -154,3 +154,15 @@ def test_a_trained_sae_is_nearer_to_stationary_than_random_directions():
     assert trained["trained SAE"][1] < 0.5 < trained["random directions"][0]
     assert before["trained SAE"][1] > 0.5
     assert trained["trained SAE"] == sorted(trained["trained SAE"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tokens_of_a_family_share_directions_before_families_do(seed: int):
+    found = measure_merging(LAM, seed)
+    assert found.gap <= 1e-4
+    assert found.num_used[0] == len(found.families) == 30
+    assert found.num_used[-1] <= 1
+    early = [m for m in found.merges if m.parent >= 0 and found.num_used[m.step] >= 6]
+    assert len(early) >= 15
+    own = sum(found.families[m.child] == found.families[m.parent] for m in early)
+    assert own >= 0.85 * len(early)  # 4 of 29 by chance

@@ -96,6 +96,7 @@ def test_the_scale_is_in_order_and_each_value_is_what_it_says(
         assert scale.optimal_codes == pytest.approx(expected.optimal, rel=1e-3)
         assert scale.wide_limit <= scale.optimal_codes <= scale.sae
         assert scale.wide_limit <= scale.convex_path
+        assert scale.optimal_codes <= scale.own_path * (1 + 1e-3)
         assert scale.share == pytest.approx((scale.sae - scale.wide_limit) / scale.wide_limit)
     assert found.lam == lam
     own = amortisation_gap(sae, x, lam)
@@ -110,6 +111,8 @@ def test_the_path_is_the_directions_of_tokens_with_optimal_codes(relu_sae, topk_
     x, both = saes(relu_sae, topk_sae, sample)
     found = optimality_gap(both[0], x, 0.3)
     assert found.held_out is None
+    # 9 of 60 tokens: no fewer than the SAE uses.
+    assert (found.num_own, found.scale.own_path) == (9, found.scale.optimal_codes)
     shifted = x - both[0].b_dec.detach()
     candidates = candidates_of(shifted[shifted.norm(dim=1) > 0.3])
     gamma, solved = at_most(shifted, candidates, 0.3, found.num_directions)
@@ -123,13 +126,23 @@ def test_the_path_is_the_directions_of_tokens_with_optimal_codes(relu_sae, topk_
     assert found.scale.convex_path < paid
 
 
-def test_more_directions_than_tokens_leave_the_wide_limit(relu_sae, sample, unit):
-    x = sample(4, n=10, d_in=6).x
-    found = optimality_gap(relu_sae(unit(0, 200, 6), -0.2), x, 0.2)
-    assert found.num_directions > 10
-    assert found.num_convex == 10
-    assert found.gamma == 0
-    assert found.scale.convex_path == pytest.approx(found.scale.wide_limit, rel=1e-4)
+def test_where_the_sae_uses_many_directions_both_paths_have_one_for_four_tokens(
+    relu_sae, sample, unit
+):
+    x = sample(4, n=40, d_in=6).x
+    sae = relu_sae(unit(0, 200, 6), -0.2)
+    found = optimality_gap(sae, x, 0.2)
+    assert found.num_directions > 40
+    assert 8 <= found.num_own <= 10
+    assert 8 <= found.num_convex <= 10
+    best = coded(x, optimal_codes(x, sae.W_dec, 0.2).z, sae.W_dec)
+    used = best.directions[best.z.fire_counts() > 0]
+    _, solved = at_most(x.double(), used, 0.2, 10)
+    D = used[solved.used]
+    expected = coded(x, optimal_codes(x, D, 0.2).z, D).objective(0.2).mean().item()
+    assert found.scale.own_path == pytest.approx(expected, rel=1e-4)
+    # Fewer of the same directions cost more.
+    assert found.scale.own_path > found.scale.optimal_codes
 
 
 def test_an_sae_of_the_tokens_themselves_is_at_the_limit(relu_sae):
@@ -168,5 +181,5 @@ def test_the_wide_limit_refuses_what_are_no_tokens(x):
 
 
 def test_a_share_is_relative_to_the_wide_limit():
-    assert Scale(2.0, 2.5, 2.2, 3.0).share == pytest.approx(0.5)
+    assert Scale(2.0, 2.5, 2.4, 2.2, 3.0).share == pytest.approx(0.5)
     assert OptimalityGap._fields[0] == "lam"

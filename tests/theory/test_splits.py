@@ -58,6 +58,7 @@ def test_every_number_is_that_of_a_loop(sample, seed, chunk, bounds, monkeypatch
             assert tuple(child) == pytest.approx(numbers, rel=1e-9)
         assert split.covered == pytest.approx(covered, rel=1e-12)
         assert split.absorbed == pytest.approx(absorbed, rel=1e-12, nan_ok=True)
+        assert (split.asked == 0) == np.isnan(absorbed)
     assert any(len(split.children) > 1 for split in found)
 
 

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssae.theory import coded, pair_identity, stationarity
+from ssae.theory import coded, stationarity
 from ssae.theory.violations import Violations
 
-FIELDS = ("violation", "excess", "noise", "tangent", "length", "mean_residual", "fires")
+FIELDS = (
+    "violation", "excess", "noise", "tangent", "tangent_excess", "length", "mean_residual", "fires",
+)  # fmt: skip
 
 
 def by_hand(drawn, lam: float, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -26,7 +28,15 @@ def by_hand(drawn, lam: float, weights: np.ndarray | None = None) -> dict[str, n
         found["violation"].append(violation / scale)
         found["noise"].append(noise / scale)
         found["excess"].append(np.sqrt(np.maximum(violation**2 - noise**2, 0)) / scale)
-        found["tangent"].append(np.linalg.norm(mean - (D[j] @ mean) * D[j]) / norm)
+        tangent = np.linalg.norm(mean - (D[j] @ mean) * D[j])
+        found["tangent"].append(tangent / norm)
+        # The same sum over tokens, with what lies along d_j projected out of each of them.
+        across = np.eye(len(D[j])) - np.outer(D[j], D[j])
+        spread = sum(
+            s**2 * ((across @ (r[i] - mean)) ** 2).sum() for s, i in zip(share, on, strict=True)
+        )
+        noise_sq = spread / total**2 * m / (m - 1) if m > 1 + 1e-9 else np.nan
+        found["tangent_excess"].append(np.sqrt(np.maximum(tangent**2 - noise_sq, 0)) / norm)
         found["length"].append(D[j] @ mean)
         found["mean_residual"].append(mean)
         found["fires"].append(len(on))
@@ -204,54 +214,6 @@ def test_tokens_of_norm_zero_count_only_in_the_mean_norm(sample):
     assert found.residual_norm == pytest.approx(expected.residual_norm * 60 / 65)
 
 
-def test_both_sides_of_the_identity_are_those_of_a_loop(sample):
-    drawn = sample(9)
-    _, z, D, r = drawn.arrays
-    pairs = [(0, 1), (1, 0), (4, 4), (9, 2), (0, 1)]
-    found = pair_identity(coded(*drawn), torch.tensor(pairs), 0.3)
-    for number, (j, k) in enumerate(pairs):
-        mass = sum(z[:, j])
-        expected = joint = silent = 0.0
-        for i in range(len(z)):
-            term = z[i, j] / mass * (D[k] @ r[i]) / 0.3
-            expected += term
-            joint += z[i, j] / mass * (z[i, k] > 0)
-            silent += term * (z[i, k] == 0)
-        row = [column[number].item() for column in found]
-        assert row == pytest.approx([D[j] @ D[k], expected, joint, silent], rel=1e-9, abs=1e-12)
-
-
-def test_at_an_optimum_both_sides_of_the_identity_agree(optimum):
-    pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5))
-    found = pair_identity(optimum.batch, pairs, optimum.lam)
-    np.testing.assert_allclose(found.expected, found.cosine, atol=1e-6)
-    np.testing.assert_allclose(found.joint + found.silent, found.expected, atol=1e-6)
-    # The identity is not trivial: the parts differ, and a turned dictionary breaks it.
-    assert found.silent.abs().max() > 0.05
-    turned = coded(optimum.x, optimum.z, optimum.directions.roll(1, 1))
-    off = pair_identity(turned, pairs, optimum.lam)
-    assert (off.expected - off.cosine).abs().max() > 0.1
-
-
-def test_pairs_of_a_latent_that_never_fires_are_nan_and_no_pairs_are_none(sample):
-    drawn = sample(10)
-    z = drawn.z.clone()
-    z[:, 3] = 0
-    batch = coded(drawn.x, z, drawn.W_dec)
-    found = pair_identity(batch, torch.tensor([[3, 1], [1, 3]]), 0.2)
-    assert found.expected.isnan().tolist() == [True, False]
-    assert found.joint[1] == 0
-    assert pair_identity(batch, torch.zeros(0, 2), 0.2).cosine.shape == (0,)
-
-
-def test_the_identity_of_pairs_needs_a_price(sample):
-    batch = coded(*sample(0))
-    with pytest.raises(ValueError, match="lam > 0; got 0"):
-        pair_identity(batch, torch.tensor([[0, 1]]), 0.0)
-    with pytest.raises(ValueError, match="lam must be"):
-        pair_identity(batch, torch.tensor([[0, 1]]), -1.0)
-
-
 @pytest.mark.parametrize("lam", [-0.1, float("nan"), float("inf")])
 def test_a_price_that_is_no_number_is_refused(sample, lam):
     with pytest.raises(ValueError, match="lam must be a finite number of at least 0"):
@@ -284,7 +246,7 @@ def test_tokens_of_one_document_are_one_observation():
     copies = torch.arange(40).repeat(3)[order]
     given = (x[copies], z[copies], W_dec, 0.3)
     found = stationarity(*given, documents=copies * 7)
-    for name in ("violation", "noise", "excess"):
+    for name in ("violation", "noise", "excess", "tangent_excess"):
         torch.testing.assert_close(getattr(found, name), getattr(alone, name))
     as_tokens = stationarity(*given)
     assert (as_tokens.noise < 0.7 * alone.noise).all()
@@ -309,6 +271,11 @@ def test_sums_of_documents_are_those_of_a_loop(monkeypatch):
         m = masses.sum() ** 2 / masses.square().sum()
         noise_sq = torch.stack(sums).square().sum() / masses.sum() ** 2 * m / (m - 1)
         assert float(found.noise[j] * scale) == pytest.approx(float(noise_sq.sqrt()), rel=1e-9)
+        across = torch.eye(4)[torch.arange(4) != j].double()  # directions are the axes
+        tangent_sq = (across @ mean).square().sum()
+        noise_sq = sum((across @ s).square().sum() for s in sums) / masses.sum() ** 2 * m / (m - 1)
+        left = float((tangent_sq - noise_sq).clamp_min(0).sqrt())
+        assert float(found.tangent_excess[j] * scale) == pytest.approx(left, rel=1e-9, abs=1e-12)
 
 
 def test_documents_must_be_as_many_as_tokens():
