@@ -31,8 +31,6 @@ COLUMNS = tuple(
         ("l0", "l0"),
     )
 )
-LONGEST_NAME = 16
-"""That is not broken in a terminal of 80 columns."""
 SPLIT_WORDS = {"subdomain_test": "the subdomain's test split", "general_test": "the general one"}
 
 
@@ -104,8 +102,6 @@ def print_diagnosis(
         for name in saes_of(metrics)
     }
     for table in tables_by_split(COLUMNS, cells):
-        # Names are read before the last digits of numbers.
-        table.columns[0].min_width = min(LONGEST_NAME, max(map(len, cells), default=0))
         console.print(table)
         console.print()
     for question, sentences in answers(metrics, tables).items():

@@ -37,7 +37,7 @@ def pairs(
             f"tokens, together on {100 * row['joint']:.1f} %)."
         )
     if len(largest) > NUM_PAIRS:
-        yield f"{len(largest) - NUM_PAIRS} more such pairs cover less."
+        yield f"{len(largest)} such pairs were found; these are the largest."
     for name in names:
         total = value_of(metrics, "antipodal_pairs", name)
         if total is not None and not any(

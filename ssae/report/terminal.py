@@ -22,6 +22,8 @@ from ssae.report.table import (
     spell,
 )
 
+LONGEST_NAME = 14
+"""That is not broken: in 80 columns it comes before the last digits of numbers."""
 SHORT = {"subdomain_test": "subdomain", "general_test": "general"}
 
 
@@ -61,6 +63,7 @@ def tables_by_split(
     """
     for split in dict.fromkeys(column.split for column in columns):
         table = bare_table(SHORT.get(split, split))
+        table.columns[0].min_width = min(LONGEST_NAME, max(map(len, rows), default=0))
         own = [place for place, column in enumerate(columns) if column.split == split]
         for place in own:
             table.add_column(columns[place].title.replace(" ", "\n"), justify="right")

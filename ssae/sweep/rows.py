@@ -19,8 +19,6 @@ COLUMNS = (
     Column("tangent_excess_median", "subdomain_test", "excess tangent", -1),
     Column("tangent_excess_rarity_correlation", "subdomain_test", "with rarity", 0),
     Column("tangent_excess_tail_difference", "subdomain_test", "tail latents", 0),
-    Column("objective_sae", "subdomain_test", "objective", -1),
-    Column("objective_optimal_codes", "subdomain_test", "with optimal codes", -1),
     Column("tangent_excess_median", "general_test", "excess tangent", -1),
 )
 """What a sweep of run or evaluate measures; of train, in the batch logged last; of shift; of
