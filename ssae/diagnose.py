@@ -141,13 +141,15 @@ def _common_lam(sae: SparseAutoencoder, x: Tensor, input_scale: float | None) ->
     Raises:
         ValueError: no price makes them so dense.
     """
-    own = coded_by(sae, x[:LAM_TOKENS])
-    lam = penalty_of(sae, own, input_scale).lam
+    own = coded_by(sae, x)
+    lam, origin, *_ = penalty_of(sae, own, input_scale)
     if lam > 0:
-        log.info("the scale of objectives has lam %.4g: what the first SAE pays", lam)
+        how = "estimated" if origin == "estimated" else "by its objective"
+        log.info("the scale of objectives has lam %.4g: what the first SAE pays, %s", lam, how)
         return lam
     try:
-        lam = lam_of_l0(own.x, own.directions, float(own.z.num_active().double().mean()))
+        l0 = float(own.z.num_active().double().mean())
+        lam = lam_of_l0(own.x[:LAM_TOKENS], own.directions, l0)
     except ValueError as error:
         raise ValueError(
             f"{error}; set diagnose.lam to a price, or diagnose.gap_tokens=0"

@@ -13,6 +13,7 @@ metrics.json, has chosen nothing: only if it confirms the round, the round is ke
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ssae.harvest import harvest, harvest_for
 from ssae.metric.formulas import Sums, fvu, l0
 from ssae.metric.rows import row
 from ssae.metric.sums import intervals, resample
+from ssae.objective.erm import ERM
 from ssae.process.progress import progress_bar
 from ssae.read_pool import read_corpus
 from ssae.retriever.random import Random
@@ -35,9 +37,8 @@ from ssae.sae.base import SparseAutoencoder
 from ssae.sae.formats.content import build as build_sae
 from ssae.study import Study
 from ssae.theory.coded import coded_by
-from ssae.theory.penalty import penalty_of
+from ssae.theory.penalty import PRICED, penalty_of
 from ssae.theory.polishing import (
-    PRICED,
     Polished,
     Score,
     check_polishable,
@@ -47,6 +48,8 @@ from ssae.theory.polishing import (
 )
 from ssae.train import train
 from ssae.training.initialise import check_fits
+
+log = logging.getLogger(__name__)
 
 PRICE_TOKENS = 4096
 """On which lam is estimated, where training does not say it."""
@@ -79,6 +82,14 @@ def polish(study: Study) -> Artifact:
     name = study.arm if given is None else given
     content, input_scale = files.read(folder), files.trained_scale(folder)
     check_polishable(content.architecture, settings.lam or 0.0)
+    risk = study.arms[study.arm].objective
+    if given is None and type(risk) is not ERM:
+        log.warning(
+            "polishing lowers the plain mean over tokens; %s was trained for another risk, %r: "
+            "evaluate what is kept on the tail, too",
+            study.arm,
+            risk,
+        )
     harvested = harvest_for(study, study.arm)
     split = settings.held_out or _unseen(study, input_scale)
     test = None

@@ -137,7 +137,7 @@ def _by_rarity(
 def _difference(finds: np.ndarray, excess: np.ndarray) -> float:
     """Return by how much the median of latents of tail types exceeds that of the others."""
     if finds.all() or not finds.any():
-        return 0.0  # a resample without one of them
+        return np.nan  # a resample without one of them
     return float(np.median(excess[finds]) - np.median(excess[~finds]))
 
 
@@ -194,5 +194,5 @@ class Draws:
         for _ in range(self.num_bootstraps):
             chosen = generator.integers(n, size=n)
             drawn.append(statistic(*(v[chosen] for v in values)))
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
         return float(statistic(*values)), float(low), float(high)

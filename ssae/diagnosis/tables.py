@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssae.diagnosis.measure import Diagnosis, Sample
-from ssae.diagnosis.rows import EXCESS, counted
+from ssae.diagnosis.rows import CONE_VIOLATED, EXCESS, counted
 from ssae.theory.antipodal import AntipodalPair
 from ssae.theory.cone import Cone
 from ssae.theory.gap import OptimalityGap
@@ -109,9 +109,9 @@ def split_table(
 
 
 def worst_cones(cones: Sequence[Cone]) -> list[Cone]:
-    """Return the latents whose cone condition is violated most."""
-    found = sorted(cones, key=lambda cone: -cone.residual)[:NUM_LISTED]
-    return [cone for cone in found if len(cone.violators)]
+    """Return the latents whose cone condition is violated, the worst first."""
+    found = [cone for cone in cones if cone.residual > CONE_VIOLATED and len(cone.violators)]
+    return sorted(found, key=lambda cone: -cone.residual)[:NUM_LISTED]
 
 
 class _Names:

@@ -1,6 +1,7 @@
 """What the numbers of `ssae diagnose` say, in plain words: computed, never more than they do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ssae.report.diagnose_structure import MAIN, Tables, cone, pairs, residual, splits, value_of
 from ssae.report.table import SAES, Metric, find, number, ordered, spell
@@ -8,6 +9,8 @@ from ssae.report.table import SAES, Metric, find, number, ordered, spell
 SPLITS = {"subdomain_test": "on the subdomain's test split", "general_test": "on the general one"}
 SMALL = 0.01
 """Change of E||r|| below which a direction is as stationary as before, however sure that is."""
+CLOSE = 0.05
+"""By which two numbers of directions may differ to be compared."""
 
 
 def answers(metrics: Sequence[Metric], tables: Tables) -> dict[str, list[str]]:
@@ -31,15 +34,13 @@ def _scale(metrics: Sequence[Metric], tables: Tables) -> Iterator[str]:
     rows = [row for row in tables["gaps"] if row["where"] == "held_out"]
     for row in rows:
         encoder = row["sae"] - row["optimal_codes"]
-        better = "better" if row["own_path"] < row["convex_path"] else "worse"
         yield (
             f"{row['sae_name']}: its objective on held-out tokens is {spell(row['sae'])} at lam "
             f"{row['lam']:.3g}; with optimal codes its {row['num_directions']:,} directions in use "
             f"reach {spell(row['optimal_codes'])}, {100 * encoder / row['sae']:.0f} % less. "
             f"{row['num_own']:,} of them cost {spell(row['own_path'])}, {row['num_convex']:,} "
-            f"directions of other tokens {spell(row['convex_path'])}: at equal numbers its own "
-            f"serve new text {better}. No dictionary of any size with its b_dec costs less than "
-            f"{spell(row['wide_limit'])}."
+            f"directions of other tokens {spell(row['convex_path'])}{_better(row)}. No dictionary "
+            f"of any size with its b_dec costs less than {spell(row['wide_limit'])}."
         )
     penalties = {row["sae"]: row["penalty"] for row in tables["violations"]}
     free = [row["sae_name"] for row in rows if penalties[row["sae_name"]]["origin"] == "none"]
@@ -47,10 +48,19 @@ def _scale(metrics: Sequence[Metric], tables: Tables) -> Iterator[str]:
     if free:
         parts = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
         yield (
-            "What optimal codes save is not all the encoder's fault where training asked no price "
-            "for z: at the latents that are active anyway least squares would take less off the "
+            "Training asked no price for z, so part of what optimal codes save is a price that the "
+            "encoder never saw. At the latents that it chooses, least squares would take off the "
             f"squared error: {parts}."
         )
+
+
+def _better(row: Mapping[str, Any]) -> str:
+    """Say which directions serve new text better, if there are about as many of both."""
+    counts = row["num_own"], row["num_convex"]
+    if max(counts) > (1 + CLOSE) * min(counts):
+        return ""
+    better = "better" if row["own_path"] < row["convex_path"] else "worse"
+    return f": at about equal numbers its own serve new text {better}"
 
 
 def _stationarity(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
@@ -61,8 +71,8 @@ def _stationarity(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[s
         parts += [f"{where}: {', '.join(spelt)}"] if spelt else []
     if parts:
         yield (
-            "How long the mean residual of a latent is that turning its direction would remove, "
-            f"over E||r||, in the median ({'; '.join(parts)}). An optimum has 0."
+            "The part of a latent's mean residual that turning its direction would remove, as a "
+            f"share of E||r||, in the median ({'; '.join(parts)}). An optimum of that text has 0."
         )
     for name in names:
         own, plain = (
@@ -104,7 +114,7 @@ def _direction(row: Metric) -> str:
     if row["low"] <= 0 <= row["high"]:
         return "a tie"
     if abs(row["value"]) < SMALL:
-        return "hardly different"
+        return "hardly changed"
     return "closer to stationary" if row["high"] < 0 else "further from stationary"
 
 

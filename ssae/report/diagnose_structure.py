@@ -12,6 +12,8 @@ MAIN = "subdomain_test"
 """The split that is spoken of."""
 NUM_PAIRS = 3
 """Spelt out; the table has more."""
+NOTEWORTHY = 0.01
+"""Share of the residual that a token type is named for."""
 
 
 def pairs(
@@ -44,8 +46,12 @@ def pairs(
             row["sae"] == name for rows in dense.values() for row in rows
         ):
             yield (
-                f"{name}: no signed direction is held as two latents (opposite directions: "
-                f"{total:.0f} pairs, none of them dense)."
+                f"{name}: no signed direction is held as two latents"
+                + (
+                    f" ({total:.0f} pairs of opposite directions, none of them dense)."
+                    if total
+                    else "."
+                )
             )
 
 
@@ -63,7 +69,7 @@ def cone(
             "condition"
         )
         own = [r for r in cones if (r["sae"], r["split"]) == (name, MAIN) and r["children"]]
-        if own:
+        if share > 0 and own:
             worst, child = own[0], own[0]["children"][0]
             text += (
                 f", most of all latent {worst['latent']} ({_tokens(worst)}), towards which latent "
@@ -86,13 +92,13 @@ def residual(metrics: Sequence[Metric], tables: Tables, names: Sequence[str]) ->
         own = [r for r in tables["types"] if (r["sae"], r["split"]) == (name, MAIN)]
         text = (
             f"{name}: {100 * shrinkage:.1f} % of the squared residual lies in the span of the "
-            f"active directions, {100 * max(0.0, linear):.0f} % is linear in x; the rest spreads "
-            f"over {dimensions:.0f}"
+            f"active directions; what does not spreads over {dimensions:.0f}"
         )
         text += f" of {len(spectrum[0]['cumulative'])} dimensions" if spectrum else " dimensions"
-        if own:
+        text += f". A linear map of x would predict {100 * linear:.0f} % of the whole"
+        if own and own[0]["share"] >= NOTEWORTHY:
             text += (
-                f"; {_tokens({'tokens': [own[0]['token']]})} has most above its share, "
+                f". {_tokens({'tokens': [own[0]['token']]})} has most above its share, "
                 f"{100 * own[0]['share']:.1f} % of it on {100 * own[0]['token_share']:.1f} % of "
                 "tokens"
             )

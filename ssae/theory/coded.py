@@ -7,6 +7,7 @@ made norm 1: the latent takes the norm, which changes neither the reconstruction
 lam sum_j z_ij ||W_dec_j||.
 """
 
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -102,7 +103,7 @@ def check_lam(lam: float) -> float:
     Raises:
         ValueError: it is not a finite number of at least 0.
     """
-    if not 0 <= lam < float("inf"):
+    if not isinstance(lam, numbers.Real) or not 0 <= lam < float("inf"):
         raise ValueError(f"lam must be a finite number of at least 0, got {lam}")
     return float(lam)
 

@@ -30,6 +30,12 @@ from ssae.theory.pivots import exact_codes
 
 CHUNK_BYTES = 2**25
 """Codes of as many tokens at once as take this much memory."""
+SMALL, SMALLEST = 1e-2, 1e-12
+"""Prices below which, over the largest, there is a way by larger ones, and at which that ends."""
+FALL = 4.0
+"""Of the price at each step of that way."""
+COARSE = 1e-3
+"""Tolerance of the KKT conditions on it."""
 
 
 class Codes(NamedTuple):
@@ -83,6 +89,8 @@ def optimal_codes(
 ) -> Codes:
     """Return the codes that minimise 1/2 ||x_i - z_i @ D||^2 + lam sum_j z_ij over z_i >= 0.
 
+    They are dense, 8 n d_sae bytes: `amortisation_gap` takes as many tokens as there are.
+
     Args:
         x: (n, d_in), less b_dec.
         W_dec: (d_sae, d_in); its rows are made norm 1.
@@ -98,21 +106,21 @@ def optimal_codes(
     directions, _ = unit_directions(W_dec)
     x, lam = check_tokens(x, directions.shape[1]), check_lam(lam)
     shape = (len(x), len(directions))
-    if initial is None:
-        initial = x.new_zeros(1, 1).expand(shape)
-    check_tensor("initial", initial)
-    if initial.shape != shape or not (initial >= 0).all() or initial.isinf().any():
-        raise ValueError(
-            f"initial must be finite nonnegative codes {shape}, got {tuple(initial.shape)}"
-        )
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie in (0, 1), got {tolerance}")
+    if initial is not None:
+        check_tensor("initial", initial)
+        if initial.shape != shape or not (initial >= 0).all() or initial.isinf().any():
+            raise ValueError(
+                f"initial must be finite nonnegative codes {shape}, got {tuple(initial.shape)}"
+            )
     if not len(directions):
         return Codes(x.new_zeros(shape), x.new_zeros(len(x)), 0)
-    rows = max(1, CHUNK_BYTES // (8 * len(directions)))
-    parts = [
-        _solve(x[i : i + rows], directions, lam, initial[i : i + rows].double(), tolerance,
-               max_steps)
-        for i in range(0, len(x), rows)
-    ]  # fmt: skip
+    rows, parts = chunk_tokens(len(directions)), []
+    for start in range(0, len(x), rows):
+        own = slice(start, start + rows)
+        z = None if initial is None else initial[own].double()
+        parts.append(_solve(x[own], directions, lam, z, tolerance, max_steps))
     z, kkt, num_steps = zip(*parts, strict=True)
     return Codes(torch.cat(z), torch.cat(kkt), max(num_steps))
 
@@ -125,25 +133,52 @@ def amortisation_gap(sae: SparseAutoencoder, x: Tensor, lam: float) -> Amortisat
         x: (n, d_in) activations, as the SAE reads them.
         lam: price of a unit of z.
     """
-    own = coded_by(sae, x)
-    best = optimal_codes(own.x, own.directions, lam, initial=own.z.to_dense())
-    theirs = coded(own.x, best.z, own.directions)
-    return AmortisationGap(
-        objective=float(own.objective(lam).mean()),
-        optimal=float(theirs.objective(lam).mean()),
-        l0=float(own.z.num_active().double().mean()),
-        optimal_l0=float(theirs.z.num_active().double().mean()),
-        kkt=float(best.kkt.max()),
-    )
+    sums, worst = x.new_zeros(4, dtype=torch.float64), 0.0
+    for piece in x.split(chunk_tokens(sae.d_sae)):
+        own = coded_by(sae, piece)
+        best = optimal_codes(own.x, own.directions, lam, initial=own.z.to_dense())
+        theirs = coded(own.x, best.z, own.directions)
+        columns = own.objective(lam), theirs.objective(lam), own.z.num_active()
+        sums += torch.stack([c.double().sum() for c in (*columns, theirs.z.num_active())])
+        worst = max(worst, float(best.kkt.max()))
+    return AmortisationGap(*(sums / len(x)).tolist(), kkt=worst)
+
+
+def chunk_tokens(d_sae: int) -> int:
+    """Return of how many tokens the codes are held densely at a time."""
+    return max(1, CHUNK_BYTES // (8 * d_sae))
 
 
 def _solve(
-    x: Tensor, directions: Tensor, lam: float, z: Tensor, tolerance: float, max_steps: int
+    x: Tensor, directions: Tensor, lam: float, z: Tensor | None, tolerance: float, max_steps: int
 ) -> Codes:
-    kkt, num_steps = kkt_violation(x, z, directions, lam), 0
+    num_steps = 0
+    if z is None:
+        z = x.new_zeros(len(x), len(directions))
+        for price in _falling(float((x @ directions.T).max()), lam):
+            z, more = exact_codes(x, directions, price, z, COARSE, max_steps - num_steps)
+            num_steps += more
+    kkt = kkt_violation(x, z, directions, lam)
     left = (kkt > tolerance).nonzero()[:, 0]
-    if len(left) and max_steps:
+    if len(left) and num_steps < max_steps:
         z = z.clone()
-        z[left], num_steps = exact_codes(x[left], directions, lam, z[left], tolerance, max_steps)
+        z[left], more = exact_codes(
+            x[left], directions, lam, z[left], tolerance, max_steps - num_steps
+        )
+        num_steps += more
         kkt[left] = kkt_violation(x[left], z[left], directions, lam)
     return Codes(z, kkt, num_steps)
+
+
+def _falling(largest: float, lam: float) -> list[float]:
+    """Return prices from `largest`, at which no latent is active, down to above a small lam.
+
+    With such a price nearly d_in latents are active: from none of them an active set gets there in
+    a fourth of the steps by way of larger prices. Without any price it is there at once.
+    """
+    prices, price = [], largest / FALL
+    if 0 < lam < SMALL * largest:
+        while price > FALL * max(lam, SMALLEST * largest):
+            prices.append(price)
+            price /= FALL
+    return prices

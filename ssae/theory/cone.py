@@ -86,6 +86,8 @@ def cone_condition(
         raise ValueError(f"z must have {len(directions)} columns, got {num}")
     if latents is not None and not all(0 <= j < num for j in latents):
         raise ValueError(f"latents must lie in 0 .. {num - 1}, got {latents}")
+    if max_partners < 1:
+        raise ValueError(f"max_partners must be at least 1, got {max_partners}")
     rows = columns.tocsr()
     fires = np.diff(columns.indptr)
     masses = np.asarray(columns.sum(0)).ravel()

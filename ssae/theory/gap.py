@@ -10,10 +10,10 @@ On one scale, all values of P's objective, mean_i [ 1/2 ||x_i - z_i D||^2 + lam 
 
 The last difference is what amortisation costs, and the price of z if the SAE was not trained to pay
 one; that of the two paths, at equal numbers of directions, is what the directions cost. `num` is
-how many the SAE's optimal codes use, so that the own path is the optimal codes, but at most one for
-every TOKENS_PER_DIRECTION tokens: with a direction for every token the path would be the wide limit
-and say nothing of other tokens. The wide limit bounds all of them from below. The convex path does
-not: it is what one good dictionary reaches.
+how many the SAE's optimal codes use, but at most one for every TOKENS_PER_DIRECTION tokens: with a
+direction for every token the path would be the wide limit and say nothing of other tokens. The wide
+limit bounds all of them from below. The convex path does not: it is what one good dictionary
+reaches.
 
 Wide limit. A nonnegative combination of unit vectors with sum z = s has norm <= s,
 so for any dictionary objective_i >= min_s [ 1/2 (||x_i|| - s)_+^2 + lam s ], reached by d = x_i /
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ssae.sae.base import SparseAutoencoder
-from ssae.theory.coarsening import at_most, directions_of
+from ssae.theory.coarsening import CLOSE, at_most, directions_of
 from ssae.theory.coded import Coded, check_lam, check_tokens, coded, coded_by
 from ssae.theory.codes import optimal_codes
 from ssae.theory.convex import candidates_of
@@ -38,6 +38,7 @@ TOLERANCE = 1e-4
 
 
 TOKENS_PER_DIRECTION = 4
+"""At least, on both paths."""
 
 
 class WideLimit(NamedTuple):
@@ -124,7 +125,10 @@ def optimality_gap(
     num = min(len(used), max(1, len(own.x) // TOKENS_PER_DIRECTION))
     tokens = candidates_of(own.x[own.x.norm(dim=1) > lam])
     gamma, convex = _path(own.x, tokens, lam, num)
-    _, subset = _path(own.x, used, lam, num) if num < len(used) else (0.0, used)
+    # As many as there are on the convex path, which may end up with fewer.
+    subset = used
+    if len(convex) < (1 - CLOSE) * len(used):
+        _, subset = _path(own.x, used, lam, max(1, len(convex)))
     paths = convex, subset
     return OptimalityGap(
         lam=lam,

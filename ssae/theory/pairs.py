@@ -41,6 +41,13 @@ def pair_identity(batch: Coded, pairs: Tensor, lam: float) -> PairIdentity:
     """
     if not check_lam(lam) > 0:
         raise ValueError("the identity of pairs needs a penalty, lam > 0; got 0")
+    num = len(batch.directions)
+    if (
+        pairs.ndim != 2
+        or pairs.shape[1] != 2
+        or (len(pairs) and not 0 <= pairs.min() <= pairs.max() < num)
+    ):
+        raise ValueError(f"pairs must be (num_pairs, 2) latents of 0 .. {num - 1}")
     j, k = pairs.long().T
     z = batch.z.columns(j)
     share = z / z.sum(0)

@@ -20,6 +20,8 @@ from ssae.sae.base import SparseAutoencoder
 from ssae.theory.coded import Coded, check_tokens, unit_directions
 from ssae.theory.codes import optimal_codes
 
+PRICED = ("relu",)
+"""Architectures that pay for a unit of z."""
 TOLERANCE = 1e-4
 """Of codes whose l0 alone is asked for."""
 SEARCH_STEPS = 20
@@ -55,7 +57,7 @@ def penalty_of(sae: SparseAutoencoder, batch: Coded, input_scale: float | None =
     if not len(projections):
         raise ValueError("no latent of the SAE is active on these tokens: lam cannot be estimated")
     low, median, high = np.quantile(projections, [0.05, 0.5, 0.95]).tolist()
-    if sae.architecture != "relu":
+    if sae.architecture not in PRICED:
         return Penalty(0.0, "none", median, low, high)
     coefficient = getattr(sae, "l1_coefficient", 0.0)
     if input_scale is not None and coefficient > 0:

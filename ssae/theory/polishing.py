@@ -33,11 +33,10 @@ from ssae.sae.base import SparseAutoencoder
 from ssae.sae.matryoshka import MatryoshkaSAE
 from ssae.theory.active_codes import CHUNK_TOKENS, best_codes, encoded
 from ssae.theory.coded import check_lam
+from ssae.theory.penalty import PRICED
 from ssae.theory.refit import hold_l0, refit_encoder
 from ssae.theory.turning import Statistics, statistics_of, total, turned
 
-PRICED = ("relu",)
-"""Architectures that pay for a unit of z."""
 L0_SLACK = 1.01
 """By which l0 may rise without a price on z: thresholds are held on training tokens."""
 

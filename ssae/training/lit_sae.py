@@ -129,12 +129,15 @@ class LitSAE(L.LightningModule):
         self.sae.update_statistics(out)
         return loss, out, logged
 
+    def penalty_share(self, num_steps: int) -> float:
+        """Return the share of the sparsity penalty that the last of so many steps paid."""
+        return min(1.0, num_steps / max(1, self.sparsity_warmup_steps))
+
     def _losses(self, x: Tensor, out: SAEOutput, tokens: Tokens | None) -> Losses:
         penalties = self.sae.penalty(out)
         if penalties is not None:
             # The steps of a rise from 0: with a full penalty from the start latents die in heaps.
-            rise = min(1.0, (self.global_step + 1) / max(1, self.sparsity_warmup_steps))
-            penalties = rise / self.variance * penalties
+            penalties = self.penalty_share(self.global_step + 1) / self.variance * penalties
         errors = self.sae.errors(x, out) / self.variance
         progress, unscaled = self.global_step / self.num_steps, self.variance / self.input_scale**2
         return Losses(errors, penalties, tokens, progress, unscaled)

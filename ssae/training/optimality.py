@@ -64,6 +64,7 @@ class Optimality(L.Callback):
         if before == 0:
             # Training minimises ||x - recon||^2 + l1_coefficient sum z: twice P.
             lam = float(sae.l1_coefficient) / 2 if type(sae) is ReLUSAE else 0.0
+            lam *= pl_module.penalty_share(trainer.global_step)
             self._log(trainer, self._violations, lam, own)
             self._violations = None
 

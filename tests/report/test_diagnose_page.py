@@ -120,7 +120,7 @@ def test_a_pair_is_named_once_with_its_share_of_variance_in_every_sae():
         (-0.05, "closer to stationary"),
         (0.05, "further from stationary"),
         (0.001, "a tie"),
-        (0.006, "hardly different"),
+        (0.006, "hardly changed"),
     ],
 )
 def test_a_change_is_called_what_its_interval_says(change, words):
@@ -149,7 +149,7 @@ def test_the_scale_says_what_encoder_and_directions_cost():
     first, second = answers(rows(), tables())["How far is each SAE from the best dictionaries?"]
     assert "its 900 directions in use reach 40.00, 20 % less" in first
     assert "250 of them cost 45.00, 240 directions of other tokens 46.00" in first
-    assert "its own serve new text better" in first
+    assert "at about equal numbers its own serve new text better" in first
     assert "with its b_dec costs less than 10.00" in first
     assert "generalist 6.2 %" in second  # least squares; TopK was never asked for a price
     priced = tables()
@@ -164,6 +164,16 @@ def test_counts_are_said_where_there_are_few():
     assert "1 of 4 latents split into several, 1 have no child" in text
     assert "the heir is silent on 25 % of tokens (30 families)" in text
     assert "the 12 latents that represent a tail type differ from all others by +0.070" in text
+
+
+def test_paths_of_other_lengths_are_not_compared_and_no_violation_has_no_worst():
+    changed = tables()
+    for row in changed["gaps"]:
+        row["num_own"] = 200
+    text = said(rows(), changed)
+    assert "200 of them cost 45.00, 240 directions of other tokens 46.00. No dictionary" in text
+    none = [r | {"value": 0.0} if r["name"] == "cone_violated" else r for r in rows()]
+    assert "0 of 8 examined latents violate the cone condition." in said(none, tables())
 
 
 def test_what_was_not_measured_is_not_spoken_of(tmp_path):

@@ -245,3 +245,34 @@ def test_an_encoder_that_is_optimal_loses_nothing(sample, relu_sae):
 def test_a_dictionary_without_directions_has_codes_without_latents(sample):
     found = optimal_codes(sample(0).x, torch.zeros(0, 7), 0.1)
     assert found.z.shape == (60, 0)
+
+
+@pytest.mark.parametrize("lam", [1e-300, 1e-5, 1e-3])
+def test_a_small_price_is_no_long_way(lam):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(3, 48, generator=generator, dtype=torch.float64)
+    D = torch.nn.functional.normalize(
+        torch.randn(600, 48, generator=generator, dtype=torch.float64)
+    )
+    found = optimal_codes(x, D, lam)
+    assert found.kkt.max() <= 1e-8
+    assert (found.z > 0).sum(1).max() <= 60  # hardly more than dimensions
+    direct = optimal_codes(x, D, lam, initial=torch.zeros(3, 600))
+    value, other = ((x - z @ D).square().sum(1) / 2 + lam * z.sum(1) for z in (found.z, direct.z))
+    torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-14)
+    if lam > 1e-100:
+        assert found.num_steps < direct.num_steps
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_none_meets_is_refused(tolerance):
+    with pytest.raises(ValueError, match="tolerance must lie in"):
+        optimal_codes(torch.eye(2), torch.eye(2), 0.1, tolerance=tolerance)
+
+
+def test_the_gap_of_chunks_is_that_of_all_tokens(relu_sae, sample, monkeypatch):
+    drawn = sample(9, n=50)
+    sae = relu_sae(drawn.W_dec, -0.3)
+    whole = amortisation_gap(sae, drawn.x, 0.2)
+    monkeypatch.setattr("ssae.theory.codes.CHUNK_BYTES", 8 * 10 * 7)
+    assert amortisation_gap(sae, drawn.x, 0.2) == pytest.approx(whole, rel=1e-10, abs=1e-8)

@@ -273,6 +273,13 @@ def test_codes_of_another_width_are_refused(sample):
         cone_condition(drawn.z, drawn.W_dec[0])
 
 
+@pytest.mark.parametrize("num", [0, -1])
+def test_no_partners_are_refused(sample, num):
+    drawn = sample(0)
+    with pytest.raises(ValueError, match="max_partners must be at least 1"):
+        cone_condition(drawn.z, drawn.W_dec, max_partners=num)
+
+
 @pytest.mark.parametrize("latent", [10, -1])
 def test_latents_that_there_are_not_are_refused(sample, latent):
     drawn = sample(0)

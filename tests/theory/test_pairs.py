@@ -51,3 +51,11 @@ def test_the_identity_of_pairs_needs_a_price(sample):
         pair_identity(batch, torch.tensor([[0, 1]]), 0.0)
     with pytest.raises(ValueError, match="lam must be"):
         pair_identity(batch, torch.tensor([[0, 1]]), -1.0)
+
+
+@pytest.mark.parametrize(
+    "pairs", [[0, 1], [[0, 10]], [[-1, 2]], [[0, 1, 2]]], ids=["flat", "high", "low", "triple"]
+)
+def test_what_are_no_pairs_is_refused(sample, pairs):
+    with pytest.raises(ValueError, match="pairs must be"):
+        pair_identity(coded(*sample(0)), torch.tensor(pairs), 0.2)

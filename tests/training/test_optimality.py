@@ -14,6 +14,7 @@ from ssae.objective.erm import ERM
 from ssae.sae.relu import ReLUSAE
 from ssae.sae.topk import TopKSAE
 from ssae.theory import coded, residual_structure, stationarity
+from ssae.theory.violations import Violations
 from ssae.training.lit_sae import LitSAE
 from ssae.training.optimality import MIN_FIRES, NUM_BATCHES, Optimality
 
@@ -33,14 +34,14 @@ class Same(IterableDataset):
             yield Tokens(self.x, nothing, nothing, nothing)
 
 
-def fit(make, folder, callbacks, lr=1e-2):
+def fit(make, folder, callbacks, lr=1e-2, rise=0):
     torch.manual_seed(0)
     x = torch.randn(BATCH, 8)
     lit = LitSAE(
         make(), ERM(), optimizer=functools.partial(torch.optim.Adam), lr=lr, warmup_steps=0,
         decay_share=0.2, num_steps=NUM_STEPS, mean_norm=float(x.norm(dim=1).mean()),
         variance=float((x - x.mean(0)).square().sum(1).mean()), dead_after_tokens=10**6,
-        sparsity_warmup_steps=0, screening="exact",
+        sparsity_warmup_steps=rise, screening="exact",
     )  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_steps=NUM_STEPS, logger=CSVLogger(folder),
@@ -87,6 +88,15 @@ def test_what_is_logged_is_what_the_theory_says_of_these_batches(name, tmp_path,
     counted = found.violation[found.fires * NUM_BATCHES >= MIN_FIRES]
     # Eight times the same tokens: less noise is taken off than is there, so violation bounds it.
     assert 0 < row["train/violation_p50"] <= 1.1 * float(counted.median())
+
+
+def test_a_penalty_that_still_rises_is_the_price_that_is_paid(tmp_path, monkeypatch):
+    prices, result = [], Violations.result
+    monkeypatch.setattr(
+        Violations, "result", lambda self, lam: prices.append(lam) or result(self, lam)
+    )
+    fit(MAKES["relu"], tmp_path, [Optimality(EVERY)], rise=2 * NUM_STEPS)
+    assert prices == pytest.approx([0.25 * EVERY / 80, 0.25 * NUM_STEPS / 80])
 
 
 def test_nothing_that_is_trained_changes(tmp_path):
