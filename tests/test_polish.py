@@ -20,6 +20,7 @@ from ssae import cli
 from ssae.activation.reader import Activations
 from ssae.artifact.store import Artifact
 from ssae.harvest import harvest, harvest_for
+from ssae.objective.term import TERM
 from ssae.polish import compared, objection_to, polish
 from ssae.read_pool import read_corpus
 from ssae.run import write_polish
@@ -201,6 +202,16 @@ def test_a_specialist_is_judged_on_its_own_subdomain(study: Study):
     assert made.manifest["held_out"] == "subdomain_test"
     held = sum(made.manifest[f"{half}_tokens"] for half in ("choosing", "reported"))
     assert held <= study.polish.held_out_tokens
+
+
+def test_an_arm_of_another_risk_is_polished_with_a_warning(
+    study: Study, caplog: pytest.LogCaptureFixture
+):
+    tilted = dataclasses.replace(study.arms["first"], objective=TERM(tilt=2.0))
+    for arms, warnings in ((study.arms, 0), (study.arms | {"first": tilted}, 1)):
+        caplog.clear()
+        polish(dataclasses.replace(study, arms=arms))
+        assert sum("trained for another risk" in text for text in caplog.messages) == warnings
 
 
 def more_text(study: Study) -> Study:

@@ -10,7 +10,7 @@ SPLITS = {"subdomain_test": "on the subdomain's test split", "general_test": "on
 SMALL = 0.01
 """Change of E||r|| below which a direction is as stationary as before, however sure that is."""
 CLOSE = 0.05
-"""By which two numbers of directions may differ to be compared."""
+"""By which there may be more directions of those that are called better."""
 
 
 def answers(metrics: Sequence[Metric], tables: Tables) -> dict[str, list[str]]:
@@ -55,12 +55,13 @@ def _scale(metrics: Sequence[Metric], tables: Tables) -> Iterator[str]:
 
 
 def _better(row: Mapping[str, Any]) -> str:
-    """Say which directions serve new text better, if there are about as many of both."""
-    counts = row["num_own"], row["num_convex"]
-    if max(counts) > (1 + CLOSE) * min(counts):
-        return ""
-    better = "better" if row["own_path"] < row["convex_path"] else "worse"
-    return f": at about equal numbers its own serve new text {better}"
+    """Say which directions serve new text better, unless those are more."""
+    own, others = row["num_own"], row["num_convex"]
+    if row["own_path"] < row["convex_path"] and own <= (1 + CLOSE) * others:
+        return ": its own serve new text better"
+    if row["own_path"] > row["convex_path"] and others <= (1 + CLOSE) * own:
+        return ": its own serve new text worse"
+    return ""
 
 
 def _stationarity(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
@@ -135,7 +136,7 @@ def _rarity(metrics: Sequence[Metric], names: Sequence[str]) -> Iterator[str]:
             answer = "rare tokens make no clear difference"
         text = (
             f"{name}: {answer} (rank correlation with rarity {_interval(row)}; median "
-            f"{spell(rare)} in the rarest quarter, {spell(common)} in the most common)"
+            f"{rare or 0:.2f} in the rarest quarter, {common or 0:.2f} in the most common)"
         )
         num = value_of(metrics, "tail_latents", name) or 0
         tail = find(metrics, "tangent_excess_tail_difference", split=MAIN, sae=name)

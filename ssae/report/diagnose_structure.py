@@ -80,29 +80,26 @@ def cone(
 
 
 def residual(metrics: Sequence[Metric], tables: Tables, names: Sequence[str]) -> Iterator[str]:
-    """Say where the squared residual lies."""
+    """Say where the squared residual lies, of all SAEs side by side."""
+    width = max((len(row["cumulative"]) for row in tables["spectrum"]), default=0)
+    for metric, factor, unit, text in (
+        ("shrinkage_share", 100, " %", "Of the squared residual lies in the span of the active "
+         "directions"),
+        ("effective_dimensions", 1, "", f"What does not spreads, of {width} dimensions, over"),
+        ("linear_share", 100, " %", "Of all of it a linear map of x would predict"),
+    ):  # fmt: skip
+        values = {name: value_of(metrics, metric, name) for name in names}
+        spelt = [f"{name} {factor * v:.0f}{unit}" for name, v in values.items() if v is not None]
+        if spelt:
+            yield f"{text}: {', '.join(spelt)}."
     for name in names:
-        shrinkage, linear, dimensions = (
-            value_of(metrics, metric, name)
-            for metric in ("shrinkage_share", "linear_share", "effective_dimensions")
-        )
-        if shrinkage is None or linear is None or dimensions is None:
-            continue
-        spectrum = [r for r in tables["spectrum"] if (r["sae"], r["split"]) == (name, MAIN)]
         own = [r for r in tables["types"] if (r["sae"], r["split"]) == (name, MAIN)]
-        text = (
-            f"{name}: {100 * shrinkage:.1f} % of the squared residual lies in the span of the "
-            f"active directions; what does not spreads over {dimensions:.0f}"
-        )
-        text += f" of {len(spectrum[0]['cumulative'])} dimensions" if spectrum else " dimensions"
-        text += f". A linear map of x would predict {100 * linear:.0f} % of the whole"
         if own and own[0]["share"] >= NOTEWORTHY:
-            text += (
-                f". {_tokens({'tokens': [own[0]['token']]})} has most above its share, "
+            yield (
+                f"{name}: {_tokens({'tokens': [own[0]['token']]})} carries most above its share, "
                 f"{100 * own[0]['share']:.1f} % of it on {100 * own[0]['token_share']:.1f} % of "
-                "tokens"
+                "tokens."
             )
-        yield f"{text}."
 
 
 def splits(listed: Sequence[Mapping[str, Any]]) -> Iterator[str]:

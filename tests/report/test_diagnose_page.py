@@ -149,7 +149,7 @@ def test_the_scale_says_what_encoder_and_directions_cost():
     first, second = answers(rows(), tables())["How far is each SAE from the best dictionaries?"]
     assert "its 900 directions in use reach 40.00, 20 % less" in first
     assert "250 of them cost 45.00, 240 directions of other tokens 46.00" in first
-    assert "at about equal numbers its own serve new text better" in first
+    assert "46.00: its own serve new text better" in first
     assert "with its b_dec costs less than 10.00" in first
     assert "generalist 6.2 %" in second  # least squares; TopK was never asked for a price
     priced = tables()
@@ -166,12 +166,29 @@ def test_counts_are_said_where_there_are_few():
     assert "the 12 latents that represent a tail type differ from all others by +0.070" in text
 
 
-def test_paths_of_other_lengths_are_not_compared_and_no_violation_has_no_worst():
-    changed = tables()
-    for row in changed["gaps"]:
-        row["num_own"] = 200
-    text = said(rows(), changed)
-    assert "200 of them cost 45.00, 240 directions of other tokens 46.00. No dictionary" in text
+def test_residuals_of_all_saes_stand_side_by_side():
+    both = {name: row + tables("specialist")[name] for name, row in tables().items()}
+    found = answers(rows() + rows("specialist"), both)["What is left over?"]
+    assert found[0].endswith("active directions: generalist 6 %, specialist 6 %.")
+    assert "of 3 dimensions, over: generalist 139, specialist 139." in found[1]
+    assert found[2].endswith("would predict: generalist 28 %, specialist 28 %.")
+    assert (
+        "\u201cthe\u201d carries most above its share, 10.0 % of it on 5.0 % of tokens" in found[3]
+    )
+
+
+def test_more_directions_are_not_called_better_and_no_violation_has_no_worst():
+    for own, cost, words in (
+        (200, 45.0, ": its own serve new text better"),
+        (250, 47.0, ": its own serve new text worse"),
+        (300, 45.0, ""),
+        (200, 47.0, ""),
+    ):
+        changed = tables()
+        for row in changed["gaps"]:
+            row |= {"num_own": own, "own_path": cost}
+        start = f"{own} of them cost {cost:.2f}, 240 directions of other tokens 46.00"
+        assert f"{start}{words}. No dictionary" in said(rows(), changed)
     none = [r | {"value": 0.0} if r["name"] == "cone_violated" else r for r in rows()]
     assert "0 of 8 examined latents violate the cone condition." in said(none, tables())
 
