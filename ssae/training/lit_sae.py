@@ -130,17 +130,16 @@ class LitSAE(L.LightningModule):
         return loss, out, logged
 
     def penalty_share(self, num_steps: int) -> float:
-        """Return the share of the sparsity penalty that the last of so many steps paid."""
+        """Return what share of the penalty the last step paid: with all at once latents die."""
         return min(1.0, num_steps / max(1, self.sparsity_warmup_steps))
 
     def _losses(self, x: Tensor, out: SAEOutput, tokens: Tokens | None) -> Losses:
         penalties = self.sae.penalty(out)
         if penalties is not None:
-            # The steps of a rise from 0: with a full penalty from the start latents die in heaps.
             penalties = self.penalty_share(self.global_step + 1) / self.variance * penalties
-        errors = self.sae.errors(x, out) / self.variance
-        progress, unscaled = self.global_step / self.num_steps, self.variance / self.input_scale**2
-        return Losses(errors, penalties, tokens, progress, unscaled)
+        errors, unscaled = self.sae.errors(x, out), self.variance / self.input_scale**2
+        progress = self.global_step / self.num_steps
+        return Losses(errors / self.variance, penalties, tokens, progress, unscaled)
 
     def _resample(self, x: Tensor) -> None:
         if self.resampler is None or not self.resampler.is_due(self.global_step):
@@ -154,10 +153,8 @@ class LitSAE(L.LightningModule):
         """Return the optimiser with linear warm-up and decay."""
         optimizer = make_optimizer(self.sae, self.optimizer, self.lr, self._trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        scheduler = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def lr_factor(self, step: int) -> float:
         """Return the learning rate of a step, in units of its peak."""
