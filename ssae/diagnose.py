@@ -167,6 +167,8 @@ def _gap_tokens(study: Study, activations: Activations) -> list[Tensor]:
         ValueError: the split has too few of them.
     """
     num = study.diagnose.gap_tokens
+    if num == 0:  # no documents need to be read
+        return [activations.slice(0, 0).activations] * 2
     starts = range(0, len(activations), DOCUMENT_TOKENS)
     slices = (activations.slice(start, start + DOCUMENT_TOKENS) for start in starts)
     documents = torch.cat([tokens.document_ids for tokens in slices])

@@ -66,13 +66,7 @@ def diagnosis_rows(
             change = _change(own, diagnoses[other], min_fires, draws)
             if change is not None:
                 made = row(
-                    "tangent_excess_change",
-                    change,
-                    name,
-                    split,
-                    "all",
-                    own.num_tokens,
-                    stationarity,
+                    f"{EXCESS}_change", change, name, split, "all", own.num_tokens, stationarity
                 )
                 rows.append(made | {"reference": other})
     return rows
@@ -107,8 +101,9 @@ def _numbers(own: Diagnosis, min_fires: int, draws: "Draws") -> list[tuple[str, 
         median = draws.of(np.median, _of(own, metric)[known])
         found.append((f"{metric}_median", "all", median, stationarity))
     if own.own_risk is not None and known.any():
-        median = draws.of(np.nanmedian, own.own_risk.tangent_excess.cpu().numpy()[known])
-        found.append(("tangent_excess_own_risk_median", "all", median, stationarity))
+        weighted = getattr(own.own_risk, EXCESS).cpu().numpy()
+        median = draws.of(np.nanmedian, weighted[known])
+        found.append((f"{EXCESS}_own_risk_median", "all", median, stationarity))
     return found + _by_rarity(own, known, draws)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
 from ssae.report.contexts import visible
 from ssae.report.marks import Style, dots, drawn_rows, log_numbers
@@ -58,8 +59,7 @@ def quantiles(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> s
     figure, axes = canvas(3.4)
     for index, row in enumerate(rows):
         shares = np.linspace(0, 1, len(row["quantiles"]))
-        dots(axes, row["quantiles"], shares, styles[row["sae"]], label=row["sae"], index=index,
-             linestyle="-", linewidth=1.5, markersize=4, markevery=10)  # fmt: skip
+        _line(axes, row["quantiles"], shares, row, styles, index, markevery=10)
     largest = max(row["quantiles"][-6] for row in rows)
     axes.set_xlim(0, 1.05 * largest if largest > 0 else 1)
     axes.set_ylim(0, 1)
@@ -77,11 +77,9 @@ def by_rarity(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> s
         return ""
     figure, axes = canvas(3.4)
     for index, row in enumerate(rows):
-        style = styles[row["sae"]]
-        axes.fill_between(row["per_million"], row["low"], row["high"], color=style.colour,
-                          alpha=0.08, linewidth=0)  # fmt: skip
-        dots(axes, row["per_million"], row["median"], style, label=row["sae"], index=index,
-             linestyle="-", linewidth=1.5, markersize=4)  # fmt: skip
+        axes.fill_between(row["per_million"], row["low"], row["high"], alpha=0.08, linewidth=0,
+                          color=styles[row["sae"]].colour)  # fmt: skip
+        _line(axes, row["per_million"], row["median"], row, styles, index)
     log_numbers(axes, y=False)
     axes.set_ylim(bottom=0)
     axes.grid()
@@ -99,8 +97,7 @@ def identity(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> st
     figure, axes = canvas(3.4)
     for index, row in enumerate(rows):
         implied = [np.nan if value is None else value for value in row["expected"]]
-        dots(axes, row["cosine"], implied, styles[row["sae"]], label=row["sae"], index=index,
-             markersize=3.5, alpha=0.6)  # fmt: skip
+        _line(axes, row["cosine"], implied, row, styles, index, linestyle="", alpha=0.6)
     axes.plot([-1, 1], [-1, 1], ":", color=INK, linewidth=0.8, label="an optimum")
     axes.grid()
     axes.set_xlabel("cosine of two latents")
@@ -117,9 +114,8 @@ def spectra(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> str
     figure, axes = canvas(3.4)
     for index, row in enumerate(rows):
         ranks = np.arange(1, len(row["cumulative"]) + 1)
-        dots(axes, ranks, row["cumulative"], styles[row["sae"]], label=row["sae"], index=index,
-             linestyle="-", linewidth=1.5, markersize=4,
-             markevery=max(1, len(ranks) // 8))  # fmt: skip
+        every = max(1, len(ranks) // 8)
+        _line(axes, ranks, row["cumulative"], row, styles, index, markevery=every)
     axes.plot([1, len(rows[0]["cumulative"])], [0, 1], ":", color=INK, linewidth=0.8,
               label="no structure")  # fmt: skip
     axes.set_ylim(0, 1)
@@ -132,7 +128,7 @@ def spectra(rows: Sequence[Row], split: str, styles: Mapping[str, Style]) -> str
 @matplotlib.rc_context(RC)
 def split_trees(table: Row) -> str:
     """Draw latents of the narrower SAE and their children in the wider one."""
-    trees = [tree for tree in table["trees"] if tree["children"]]
+    trees = table["trees"]
     if not trees:
         return ""
     leaves = sum(len(tree["children"]) for tree in trees)
@@ -156,6 +152,13 @@ def split_trees(table: Row) -> str:
     axes.axis("off")
     key = f"splits-{table['narrow']}-{table['wide']}"
     return to_svg(figure, key, f"How latents split: {table['narrow']} to {table['wide']}")
+
+
+def _line(
+    axes: Axes, x: Any, y: Any, row: Row, styles: Mapping[str, Style], index: int, **more: Any
+) -> None:
+    more = {"linestyle": "-", "linewidth": 1.5, "markersize": 4} | more
+    dots(axes, x, y, styles[row["sae"]], label=row["sae"], index=index, **more)
 
 
 def _label(latent: int, tokens: Sequence[str]) -> str:

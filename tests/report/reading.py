@@ -39,6 +39,23 @@ class ParsedPage(HTMLParser):
         self.text += data
 
 
+def check_inert(text: str, own: tuple[str, ...] = ()) -> None:
+    """Check that a page fetches nothing but `own` files, runs nothing, and has no id twice."""
+    parsed = ParsedPage(text)
+    assert not {"script", "img", "iframe", "object", "embed", "form"}.intersection(parsed.tags)
+    for tag, name, value in parsed.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "xlink:href", "action", "srcset"):
+            assert value in ("data:,", *own) or value.startswith("#"), (tag, name, value)
+        if name == "style":
+            assert "url(" not in value or "url(#" in value
+    assert "default-src 'none'" in text
+    assert "@import" not in text
+    assert text.endswith("</html>\n")
+    ids = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
 def drawn(svg: str, series: str) -> np.ndarray:
     """Return the marker positions of a series, in pixels."""
     group = next(g for g in ElementTree.fromstring(svg).iter() if g.get("id", "").endswith(series))

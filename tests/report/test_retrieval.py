@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ssae.report.excerpt import one_line
 from ssae.report.retrieval import Retrieved, print_selection, render, write_retrieval_page
+from tests.report.reading import check_inert
 
 HOSTILE = '</pre></svg><script>alert(1)</script>{{ 7*7 }}\x00\x1b[31m\ud800\u202e"><img src=//e.x>'
 STORED = HOSTILE.replace("\ud800", "")  # Arrow holds no half surrogate pairs
@@ -120,16 +121,10 @@ def test_hostile_texts_are_shown_and_not_obeyed(tmp_path):
     text = (tmp_path / "p.html").read_text("utf-8")
     assert len(text) < 150_000
     parsed = Page(text)
-    assert not {"script", "img", "iframe", "object", "form"}.intersection(parsed.tags)
-    assert not any(name.startswith("on") for _, name, _ in parsed.attributes)
-    for _, name, value in parsed.attributes:
-        if name in ("src", "href", "xlink:href"):
-            assert value == "data:," or value.startswith("#")
+    check_inert(text)
     assert "<script>alert(1)</script>{{ 7*7 }}" in parsed.text
     assert "[... 999,600 more characters]" in parsed.text
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\ud800-\udfff]", text)
-    ids = [value for _, name, value in parsed.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
 
 
 def test_every_figure_has_a_name_and_valid_xml():

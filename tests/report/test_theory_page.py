@@ -23,7 +23,7 @@ from ssae.theory.coarsening import Merge
 from ssae.theory.demonstration import Absorbed, Absorption, Demonstration, Signed, Widened
 from ssae.theory.limits import Limit, Merging
 from ssae.theory.splits import Child, Family
-from tests.report.reading import ParsedPage, drawn, texts, values_at
+from tests.report.reading import ParsedPage, check_inert, drawn, texts, values_at
 
 
 class Page(ParsedPage):
@@ -164,25 +164,11 @@ def test_the_numbers_of_the_tables_are_the_given_ones(tmp_path: Path):
 
 
 def test_the_page_is_one_well_formed_file_that_fetches_and_runs_nothing(tmp_path: Path):
-    parsed = write(tmp_path)
+    write(tmp_path)
     text = (tmp_path / "theory.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["theory.html"]
-    assert not {"script", "img", "iframe", "object", "embed", "form"}.intersection(parsed.tags)
-    for tag, name, value in parsed.attributes:
-        assert not name.startswith("on"), (tag, name)
-        if name in ("src", "href", "xlink:href", "action", "srcset"):
-            assert value == "data:," or value.startswith("#"), (tag, name, value)
-        if name == "style":
-            assert "url(" not in value or "url(#" in value
-    assert "default-src 'none'" in text
-    assert "@import" not in text
-    assert text.endswith("</html>\n")
+    check_inert(text)
     assert "{{" not in text
-    ids = [value for _, name, value in parsed.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-    body = re.sub(r"&(?!amp|lt|gt|quot|#)\w+;", "", text[text.index("<body>") :])
-    root = ElementTree.fromstring(body.removesuffix("\n").removesuffix("</html>"))
-    assert root.tag == "body"
 
 
 def test_children_that_turn_as_predicted_are_told_from_those_that_do_not():

@@ -12,6 +12,16 @@ def problem(sample, seed=0, **sizes):
     return drawn.x, z, torch.nn.functional.normalize(drawn.W_dec)
 
 
+def shared_tokens(n, num_concepts, d_in, noise):
+    """Tokens (n, d_in) of few directions, with noise: tokens that can share a direction."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(num_concepts, d_in, generator=generator).double()
+    on = torch.rand(n, num_concepts, generator=generator) < 0.4
+    z = on * (0.5 + torch.rand(n, num_concepts, generator=generator))
+    x = z.double() @ torch.nn.functional.normalize(true)
+    return x + noise * torch.randn(n, d_in, generator=generator).double()
+
+
 def objective(x, z, D, lam, ends):
     """By hand: the mean over prefixes of half the squared error, and the price."""
     errors = [np.square(x - z[:, :end] @ D[:end]).sum(1) for end in ends]

@@ -5,15 +5,12 @@ import torch
 from ssae.theory import candidates_of, coarsening_path, merge_tree, solve_large_dictionary
 from ssae.theory.coarsening import at_most, directions_of
 from ssae.theory.convex import LargeDictionary, largest_gamma
+from tests.theory.problems import shared_tokens
 
 
 @pytest.fixture(scope="module")
 def tokens() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    true = torch.nn.functional.normalize(torch.randn(6, 8, generator=generator).double())
-    on = torch.rand(50, 6, generator=generator) < 0.4
-    z = on * (0.5 + torch.rand(50, 6, generator=generator))
-    return z.double() @ true + 0.05 * torch.randn(50, 8, generator=generator).double()
+    return shared_tokens(50, 6, 8, noise=0.05)
 
 
 def test_a_path_is_the_solution_of_every_gamma_in_the_given_order(tokens):

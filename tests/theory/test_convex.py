@@ -13,6 +13,7 @@ from ssae.theory import (
     wide_limit,
 )
 from ssae.theory.convex import largest_gamma
+from tests.theory.problems import shared_tokens
 
 
 def value_of(X: np.ndarray, A: np.ndarray, Z: np.ndarray, lam: float, gamma: float) -> float:
@@ -38,12 +39,7 @@ def by_cvxpy(X: np.ndarray, A: np.ndarray, lam: float, gamma: float) -> tuple[fl
 
 @pytest.fixture(scope="module")
 def tokens() -> torch.Tensor:
-    """Thirty tokens of four directions, with noise: tokens that can share a direction."""
-    generator = torch.Generator().manual_seed(0)
-    true = torch.nn.functional.normalize(torch.randn(4, 5, generator=generator).double())
-    on = torch.rand(30, 4, generator=generator) < 0.4
-    z = on * (0.5 + torch.rand(30, 4, generator=generator))
-    return z.double() @ true + 0.1 * torch.randn(30, 5, generator=generator).double()
+    return shared_tokens(30, 4, 5, noise=0.1)
 
 
 def spanned(solution, num: int) -> np.ndarray:
